@@ -144,6 +144,7 @@ class Run:
         saves_fail_at=(),
         bad_at=(),
         bad_allowed=9,
+        stop_after_skips=3,
         **plan,
     ):
         self.log, self.starts, self.right, self.bad_at = [], [], right, bad_at
@@ -154,10 +155,9 @@ class Run:
         self.progress = progress or Progress()
         self.models = {name: Logits() for name in weights}
         self.stop = SimpleNamespace(requested=False)
-        plan = {"stop_after_skips": 3, **plan}
         evaluation = {"weights": chosen, "best_by": best_by, "recalibrate": {"images": 17} if calibrated else None}
         values = {"model": {"name": "seresnext26"}, "evaluation": evaluation, "runtime": {"precision": "fp32"}}
-        recipe = Recipe.model_validate(values)
+        recipe = Recipe.model_validate({**values, "optimizer": {"stop_after_skips": stop_after_skips}})
         self.trainer = Trainer(
             world=World(),
             recipe=recipe,

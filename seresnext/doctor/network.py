@@ -27,7 +27,7 @@ from seresnext.randomness import permutation_at
 from seresnext.recipe.load import load_recipe
 from seresnext.recipe.schema import Recipe
 from seresnext.run.assemble import build_step, new_model
-from seresnext.run.resolve import resolve_auto
+from seresnext.run.environment import resolve_auto
 from seresnext.training.plan import build_plan
 from seresnext.training.schedule import build_schedule
 

@@ -35,10 +35,9 @@ from seresnext.recipe.check_lengths import check_lengths
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import recipe_hash
-from seresnext.run.environment import describe_environment
+from seresnext.run.environment import describe_environment, resolve_auto
 from seresnext.run.folder import RunFolder
 from seresnext.run.opening import open_splits
-from seresnext.run.resolve import resolve_auto
 from seresnext.run.resume import LoadedCheckpoint
 from seresnext.runtime import PRECISIONS, make_deterministic, tune_malloc
 from seresnext.training.ema import Ema

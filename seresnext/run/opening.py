@@ -161,7 +161,7 @@ def _compare(
     bad = {name: result for name, result in surveys.items() if result.errors}
     if "training" in readers:
         num_bad = len(bad["training"].errors) if "training" in bad else 0
-        problems += _batch_problems(recipe, previous, len(readers["training"]), num_bad, world_size)
+        problems += _batch_problems(recipe, len(readers["training"]), num_bad, world_size)
     problems += [_unusable(name, result, ADVICE if name == "training" else "") for name, result in bad.items()]
     weights = recipe.model.weights
     if weights and previous is None:
@@ -200,17 +200,12 @@ def _class_weight_problems(recipe: Recipe, reader: Reader) -> list[StartProblem]
     return [StartProblem(RecipeError, f"loss.class_weights: {root} has no class {names}{hint}; {fix}")]
 
 
-def _batch_problems(
-    recipe: Recipe, previous: Recipe | None, num_images: int, num_bad: int, world_size: int
-) -> list[StartProblem]:
+def _batch_problems(recipe: Recipe, num_images: int, num_bad: int, world_size: int) -> list[StartProblem]:
     """Return problems of sizes: too few images for a step, processes that do not fit, lengths that do not fit."""
     data, total, usable = recipe.data, recipe.batch.global_size, num_images - num_bad
     problems: list[StartProblem] = []
     sizes = fitting_batch(recipe, world_size, usable) or {}
-    old = {f"batch.{key}": value for key, value in previous.batch} if previous else sizes
-    allowed = [key for key, value in sizes.items() if old[key] != value]
-    permission = f"; for the run that is resumed, with --allow-changed {','.join(allowed)}" if allowed else ""
-    with _collecting(problems, sizes, permission):
+    with _collecting(problems, sizes):
         if usable < total:
             where = "data.synthetic_images" if data.format == "synthetic" else f"{data.root}, {data.train_split}"
             advice = f"set {in_words(sizes)}" if sizes else "add images, or start fewer processes"

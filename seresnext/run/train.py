@@ -30,7 +30,7 @@ from seresnext.run.resume import (
 from seresnext.training.best import describe_end
 from seresnext.training.nonfinite import nonfinite_validation
 from seresnext.training.plan import Progress
-from seresnext.training.profile import build_profiler
+from seresnext.training.profile import UNTRACED_STEPS, StepProfiler
 
 
 def train(
@@ -41,12 +41,12 @@ def train(
     output: Path,
     resume: str,
     allow_changed: Collection[str],
-    profile: tuple[int | None, int] | None = None,
+    profile: int = 0,
 ) -> bool:
     """Train by a recipe in a run folder, from the last checkpoint if there is one. Return False after a stop request.
 
     Raises a Failure for a problem that the user has to fix. `status.json` in the folder states how the run ended.
-    `profile` has the steps to trace (training/profile.py).
+    `profile` is the number of steps to trace (training/profile.py).
     """
     world.set_timeout(recipe.runtime.collective_timeout)
     folder = RunFolder(output, world, recipe.checkpoint.mirror)
@@ -68,7 +68,9 @@ def train(
             return True
         trainer = run.trainer(folder, checkpoint, progress, stop)
         at_end.callback(trainer.logger.close)
-        trainer.profiler = build_profiler(profile, progress.step, output / "profile", world.rank, console.print)
+        first = progress.step + UNTRACED_STEPS
+        steps, traces = range(first, first + profile), output / "profile"
+        trainer.profiler = StepProfiler(steps, traces, world.rank, console.print)
         console.print(introduce(run, world))
         if checkpoint:
             console.print(f"resuming from {checkpoint.path}, after step {progress.step} of {total}")

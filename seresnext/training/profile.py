@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from seresnext.metrics.speed import SpeedMeter
 
-_UNTRACED = 5  # steps of a start before the first traced one, if the user gives a count: torch compiles and tunes
+UNTRACED_STEPS = 5  # of a start before the first traced one: torch compiles and tunes
 
 
 @dataclass(eq=False)
@@ -44,7 +43,7 @@ class StepProfiler:
             return
         with speed.paused():
             if self._profiler is None:
-                self._start(step)
+                self._start()
             with record_function(f"step {step + 1}"):
                 yield
             assert self._profiler is not None
@@ -59,9 +58,8 @@ class StepProfiler:
         elif self.steps:
             self.report("warning: --profile traced nothing, because the run ended before the first of the steps")
 
-    def _start(self, step: int) -> None:
-        with warnings.catch_warnings(action="ignore"):  # of a run that starts with the first traced step
-            plan = schedule(wait=0, warmup=self.steps.start - step, active=len(self.steps), repeat=1)
+    def _start(self) -> None:
+        plan = schedule(wait=0, warmup=1, active=len(self.steps), repeat=1)
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # Kineto prints two lines, and an error without a GPU.
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         self._profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._write)
@@ -76,18 +74,3 @@ class StepProfiler:
             self.report(f"warning: the trace {path} cannot be written ({error}); training continues without the trace")
         else:
             self.report(f"trace of steps {self.steps.start + 1} to {self.steps.stop}: {path}")
-
-
-def build_profiler(
-    wanted: tuple[int | None, int] | None, start: int, folder: Path, rank: int, report: Callable[[str], None]
-) -> StepProfiler:
-    """Return the profiler of a start after `start` completed steps.
-
-    `wanted` has the first and the last step, counted from 1 as in all messages, or None and a number of steps, which
-    counts from the sixth step of the start on. None: no step.
-    """
-    first, last = wanted or (1, 0)
-    steps = range(start + _UNTRACED, start + _UNTRACED + last) if first is None else range(max(first - 1, start), last)
-    if wanted and not steps:
-        report(f"warning: --profile traces nothing, because the run starts after step {start}")
-    return StepProfiler(steps, folder, rank, report)

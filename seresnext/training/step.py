@@ -95,7 +95,7 @@ class TrainingStep:
         assert isinstance(self.model, SENet)
         self.model.freeze(stages)
         del self._ddp, self._forward
-        gc.collect()  # The old DDP removes its hooks before the new one adds hooks.
+        gc.collect()  # The old DDP, which has a copy of all gradients, may be in a reference cycle.
         self._wrap()
         if self.timer:
             self.timer.attach(self.model)

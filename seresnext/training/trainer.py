@@ -153,7 +153,7 @@ class Trainer:
         progress.skips_in_a_row += 1
         progress.history = skip.append_to(progress.history)
         self.logger.write({**skip.event, "epoch": skip.step / self.plan.steps_per_epoch}, text=skip.warning)
-        if progress.skips_in_a_row >= self.plan.stop_after_skips:
+        if progress.skips_in_a_row >= self.recipe.optimizer.stop_after_skips:
             raise skip.to_error(progress.skips_in_a_row)
 
     def _log(self) -> None:

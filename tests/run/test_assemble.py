@@ -99,7 +99,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
     """Count the graphs that torch.compile makes, and run the graphs without a compiler."""
     counter = CompileCounter()
     torch._dynamo.reset()
-    monkeypatch.setattr("seresnext.run.resolve.resolve_compile", lambda requested, device: (requested, None))
+    monkeypatch.setattr("seresnext.run.environment.resolve_compile", lambda requested, device: (requested, None))
     monkeypatch.setattr(step_module, "compile_forward", lambda model: torch.compile(model, backend=counter))
     return counter
 

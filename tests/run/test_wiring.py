@@ -170,7 +170,7 @@ def test_the_trainer(built):
     assert trainer["schedule"] == Schedule("cosine", 0.35, total=15, warmup=4, final=0.01)
     assert trainer["plan"] == Plan(
         total=15, steps_per_epoch=5, log_every=11, evaluate_every=10, save_every=3, keep_every=6, global_size=8,
-        patience=None, stop_after_skips=7,
+        patience=None,
     )  # fmt: skip
     assert trainer["recipe"] is built.run.recipe
     assert trainer["logger"]._recipe.logging.sinks == ()
@@ -214,14 +214,6 @@ OTHERS: dict[str, tuple[str, Callable[[Any], object], object]] = {
         lambda built: (built.TrainingStep["ema"], list(built.Trainer["models"])),
         (None, ["model"]),
     ),
-    "average chooses": (
-        "evaluation={weights: auto}", lambda built: built.Trainer["recipe"].evaluation.weights, "ema",
-    ),
-    "all decay": (
-        "optimizer.decay_norm_and_bias=true",
-        lambda built: {group["weight_decay"] for group in built.run.optimizer.param_groups},
-        {0.003},
-    ),
     "compressed": (
         "runtime={compress_gradients: bf16, precision: fp32, compile: false}",
         lambda built: built.ddp,
@@ -252,7 +244,7 @@ def test_compiled_and_deterministic(build, monkeypatch):
         asked.compiled += 1
         return model
 
-    monkeypatch.setattr("seresnext.run.resolve.resolve_compile", lambda requested, device: (requested is True, None))
+    monkeypatch.setattr("seresnext.run.environment.resolve_compile", lambda wanted, device: (wanted is True, None))
     monkeypatch.setattr(step_module, "compile_forward", compile_forward)
     monkeypatch.setattr(run_module, "make_deterministic", lambda enabled: setattr(asked, "deterministic", enabled))
     build("runtime={compile: true, deterministic: true, precision: fp32}")
