@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The figures of docs/own-images.md: fine-tuning on 300 photographs of three classes of CIFAR-10, from weights that this
 # project trains on the seven other classes, beside training from nothing. The 300 validation photographs of the three
-# classes are new to all runs. Takes about half an hour on 2 cores.
+# classes are new to all runs. Takes about ten minutes on 2 cores.
 #
 #     bash scripts/own_photos.sh CIFAR OUTPUT      (CIFAR holds train/CLASS/ and val/CLASS/, with 100 photographs or more)
 set -euo pipefail

@@ -17,14 +17,12 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises UsageError. Options cannot be abbreviated.
+    """A parser that raises UsageError. Options cannot be abbreviated. An error adds `hint` to unknown words."""
 
-    `hint` returns what an error adds for unknown words.
-    """
+    hint = ""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-        self.hint: Callable[[Sequence[str]], str] = lambda words: ""
 
     def parse(self, words: Sequence[str], options: argparse.Namespace | None = None) -> argparse.Namespace:
         """Set the options and return them. Raises UsageError that names all unknown words, and SystemExit after --help.
@@ -35,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         options = argparse.Namespace() if options is None else options
         vars(options).update(vars(known))
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{self.hint(unknown)}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self.hint}")
         return options
 
     def error(self, message: str) -> NoReturn:
@@ -48,12 +46,18 @@ class Parser(argparse.ArgumentParser):
 
 def add_recipe(parser: Parser) -> None:
     """Add the options of a run: `--recipe`, `--data`, `--output` and `--set`."""
-    parser.hint = key_hints
     add = parser.add_argument
     add("--recipe", required=True, type=text_argument, metavar="RECIPE", help="a recipe's path, or a recipe's name")
     add("--data", type=text_argument, metavar="DIR", help="the folder with the splits; the same as data.root")
     add("--output", type=path_argument, metavar="DIR", help="the run folder (default: runs/<recipe>)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe; repeatable")
+    add_set(parser)
+
+
+def add_set(parser: Parser) -> None:
+    """Add the option `--set`."""
+    parser.hint = "; give a key of the recipe as --set KEY=VALUE, such as --set optimizer.lr=0.4"
+    settings = "change a value of the recipe; repeatable"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=settings)
 
 
 def load_run_recipe(options: argparse.Namespace) -> LoadedRecipe:
@@ -97,33 +101,10 @@ def _number(kind: Callable[[str], Any], is_valid: Callable[[Any], bool], wanted:
 
 
 count_argument = _number(int, lambda value: value >= 1, "a whole number of at least 1")
+quality_argument = _number(int, lambda value: 1 <= value <= 95, "a whole number from 1 to 95")
 folds_argument = _number(int, lambda value: 2 <= value <= 20, "a whole number from 2 to 20")
 # These have the limits of data.workers, data.image_size and evaluation.crop_pct.
 workers_argument = _number(int, lambda value: 0 <= value <= 256, "a whole number from 0 to 256")
 side_argument = _number(int, lambda value: 16 <= value <= 4096, "a whole number from 16 to 4096")
 share_argument = _number(float, lambda value: 0.1 <= value <= 1, "a number from 0.1 to 1")
 price_argument = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
-
-
-def key_hints(words: Sequence[str]) -> str:
-    """Return the `--set` options for unknown arguments that mean a key of the recipe, such as `--lr 0.3`."""
-    from seresnext.recipe.explain import COMMON_NAMES, all_keys
-
-    keys = [key for key, is_section in all_keys().items() if not is_section]
-    hints = []
-    for place, word in enumerate(words):
-        name, equals, value = word.lstrip("-").partition("=")
-        if not equals and not word.startswith("-"):
-            continue
-        name = name.replace("-", "_")
-        common = COMMON_NAMES.get(name)
-        found = [common] if common in keys else [key for key in keys if name in (key, key.rpartition(".")[2])]
-        if len(found) != 1:
-            continue
-        if not equals:
-            following = words[place + 1 : place + 2]
-            value = following[0] if following and not following[0].startswith("--") else "VALUE"
-        if found[0] in ("length", "schedule.warmup") and value.isdecimal():
-            value += "st" if "step" in name else "ep"
-        hints.append(f"--set {found[0]}={value}")
-    return f"; write keys of the recipe as {' '.join(hints)}" if hints else ""

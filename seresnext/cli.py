@@ -19,7 +19,7 @@ from typing import Any
 
 from seresnext import __version__
 from seresnext.arguments import Parser
-from seresnext.commands import check, compare, export, finetune, predict, prepare, report, runs, tools, train, validate
+from seresnext.commands import check, export, finetune, predict, prepare, report, tools, train, validate
 from seresnext.commands import doctor as data_doctor
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
@@ -59,7 +59,7 @@ COMMANDS: dict[str, Command] = {
     "validate": RankedCommand(validate.add_arguments, validate.prepare),
     "report": RankedCommand(report.add_arguments, report.prepare),
     "doctor": Command(data_doctor.add_arguments, data_doctor.run, "interrupted; nothing was written"),
-    "compare": Command(compare.add_arguments, compare.run),
+    "compare": Command(tools.compare_arguments, tools.compare),
     "predict": Command(predict.add_arguments, predict.run),
     "export": Command(export.export_arguments, export.export),
     "card": Command(export.card_arguments, export.card),
@@ -69,8 +69,8 @@ COMMANDS: dict[str, Command] = {
     "prepare imagenet": Command(prepare.imagenet_arguments, prepare.imagenet, "interrupted; nothing was written"),
     "prepare shards": Command(prepare.shards_arguments, prepare.shards, "interrupted; the same command continues"),
     "average": Command(tools.average_arguments, tools.average),
-    "runs": Command(runs.runs_arguments, runs.runs, packages=LIGHT_PACKAGES),
-    "plot": Command(runs.plot_arguments, runs.plot),
+    "runs": Command(tools.runs_arguments, tools.runs, packages=LIGHT_PACKAGES),
+    "plot": Command(tools.plot_arguments, tools.plot),
     "models": Command(tools.models_arguments, tools.models),
     "recipe": Command(tools.recipe_arguments, tools.recipe, packages=LIGHT_PACKAGES),
 }

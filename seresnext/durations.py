@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-_PATTERN = re.compile(r"([0-9]+)(ep|st)")
+_PATTERN = re.compile(r"([0-9]{1,20})(ep|st)")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Duration:
         """Return the duration in a text `<int>ep` or `<int>st`. Raises ValueError with a hint for other texts."""
         match = _PATTERN.fullmatch(text)
         if not match:
-            raise ValueError(f"{text!r} is not a duration; write epochs as '90ep' or optimizer steps as '2000st'")
+            raise ValueError(f"{text[:30]!r} is not a duration; write epochs as '90ep' or optimizer steps as '2000st'")
         return cls(int(match[1]), "ep" if match[2] == "ep" else "st")
 
     def steps(self, steps_per_epoch: int) -> int:

@@ -89,34 +89,17 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}:{number} is not UTF-8 (byte 0x{content[error.start]:02x}); save as UTF-8") from None
 
 
-def write_output(path: Path, text: str) -> None:
-    """Write the file that an option of a command names. A device such as /dev/stdout is not replaced. Raise Failure."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file() or not path.exists():
-            write_atomically(path, text)
-        else:
-            path.write_text(text)
-    except OSError as error:
-        raise Failure(f"{path} cannot be written ({error.strerror}); choose another file") from None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write the JSON file that an option of a command names. Raise Failure."""
-    write_output(path, json.dumps(content, indent=2) + "\n")
-
-
 class NewFile(io.FileIO):
     """The file that an option of a command names. The file appears at the end of the block, unless there is an error.
 
-    Raise UsageError for a path where no file can be, and Failure for a write that fails.
+    A device such as /dev/stdout is written and not replaced. Raise UsageError for a path where no file can be, and
+    Failure for a write that fails.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._temporary = path, path.with_name(f".{path.name}.part")
+        is_device = path.exists() and not path.is_file()
+        self._path, self._temporary = path, path if is_device else path.with_name(f".{path.name}.part")
         self._failure = f"{shown_path(path)} cannot be written: {{}}; choose another file"
-        if path.exists() and not path.is_file():  # A device would be replaced.
-            raise UsageError(self._failure.format("not a regular file"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             super().__init__(self._temporary, "w")
@@ -135,10 +118,22 @@ class NewFile(io.FileIO):
 
     def __exit__(self, kind: Any, *details: Any) -> None:
         super().__exit__(kind, *details)
-        if kind:
-            self._temporary.unlink(missing_ok=True)
-        else:
-            self._temporary.replace(self._path)
+        if self._temporary != self._path:
+            if kind:
+                self._temporary.unlink(missing_ok=True)
+            else:
+                self._temporary.replace(self._path)
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write the file that an option of a command names. Raise the errors of NewFile."""
+    with NewFile(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write the JSON file that an option of a command names. Raise the errors of NewFile."""
+    write_output(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import os
 import re
 from pathlib import Path
 
-from seresnext.errors import DataError
+from seresnext.errors import DataError, UsageError
+from seresnext.printable import printable
 
 HUB_PREFIX = "hf-hub:"  # before a repository of the Hugging Face Hub, as in timm
 _LOST_A_SLASH = re.compile(r"(https?|s3|gs|hf|ftp):/(?!/)")
@@ -62,3 +63,22 @@ def check_data_folder(root: str) -> None:
         raise DataError(
             f"there is no {kind} {root}; give the folder of the images, or a list (.csv, .jsonl), with --data"
         )
+
+
+def checkpoint_argument(given: str) -> Path:
+    """Return the path of the checkpoint that `--resume` names. Raises UsageError unless the path is a file.
+
+    For a run folder the message names the newest checkpoint of the folder.
+    """
+    if address := address_in(given):
+        raise UsageError(f"--resume {address} is an address. Download the checkpoint, and give the path of the file")
+    path = expand_home(given)
+    is_file = os.path.isfile  # (raises nothing)
+    if is_file(path):
+        return path
+    for newest in (path / "checkpoints" / "last.safetensors", path / "last.safetensors"):
+        if is_file(newest):
+            raise UsageError(f"--resume {path} is a folder. Give a checkpoint of the folder: --resume {newest}")
+    raise UsageError(
+        f"--resume {printable(given, longest=300)}: no such file. Give auto, never, or the path of a checkpoint"
+    )

@@ -17,7 +17,6 @@ import re
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -65,9 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.signals_to_handle = ",".join(filter(_is_handled, options.signals_to_handle.split(",")))
         if options.nnodes not in ("1", "1:1"):
             _prepare_machine(options.rdzv_conf)
-        with tempfile.TemporaryDirectory(prefix="torchelastic_") as logs:  # torch leaves its own folder.
-            options.log_dir = options.log_dir or logs
-            run(options)
+        run(options)
     except SignalException as stopped:
         return _BY_SIGNAL + stopped.sigval
     except KeyboardInterrupt:  # No worker has started yet.

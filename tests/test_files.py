@@ -87,7 +87,7 @@ def test_the_json_of_an_option(tmp_path):
     write_json(tmp_path / "pipe", [2])
     assert json.loads(os.read(reader, 100)) == [2]
     os.close(reader)
-    with pytest.raises(Failure, match=r"cannot be written .*; choose another file"):
+    with pytest.raises(Failure, match=r"cannot be written: .*; choose another file"):
         write_json(tmp_path / "new" / "file" / "x", 1)
 
 

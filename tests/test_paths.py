@@ -1,4 +1,4 @@
-"""Addresses in place of paths, and the home folder."""
+"""Addresses in place of paths, the home folder, and the checkpoint of `--resume`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.paths import address_in, expand_home, path_argument
+from seresnext.errors import UsageError
+from seresnext.paths import address_in, checkpoint_argument, expand_home, path_argument
 
 
 @pytest.mark.parametrize("given", ["http://h/a", "https://h//a?x=//", "s3://b/a", "hf://a", "simplecache::s3://b/a"])
@@ -30,3 +31,39 @@ def test_the_home_folder(monkeypatch):
     assert path_argument("~/runs/a b") == expand_home(Path("~/runs/a b")) == Path("/house/runs/a b")
     for path in ("a/~", "./~", "~nobody-of-this-name/a"):
         assert path_argument(path) == Path(path)
+
+
+def refusal(given) -> str:
+    with pytest.raises(UsageError) as caught:
+        checkpoint_argument(str(given))
+    assert len(str(caught.value)) < 500
+    return str(caught.value)
+
+
+def test_a_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    path.touch()
+    assert checkpoint_argument(str(path)) == path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert checkpoint_argument("~/x.safetensors") == path
+
+
+def test_no_checkpoint(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for given in (tmp_path / "other", tmp_path / "link", "x" * 5000, "a\0b", tmp_path, "/dev/null", ""):
+        assert "Give auto, never, or the path" in refusal(given)
+
+
+def test_the_newest_checkpoint_of_a_folder_is_named(tmp_path):
+    """The printed argument works unchanged, for a run folder and for the checkpoint folder."""
+    newest = tmp_path / "checkpoints" / "last.safetensors"
+    newest.parent.mkdir()
+    assert "last.safetensors" not in refusal(tmp_path)
+    newest.touch()
+    for given in (tmp_path, newest.parent):
+        assert checkpoint_argument(refusal(given).rpartition("--resume ")[2]) == newest
+
+
+def test_an_address_of_a_checkpoint():
+    assert "https://host//last.safetensors" in refusal("https://host//last.safetensors")
+    assert "Download" in refusal("s3:/bucket/last.safetensors")

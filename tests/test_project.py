@@ -67,18 +67,15 @@ def test_a_wrong_import_is_named(tmp_path, module, added, named):
 
 # Modules without a test file of the same name, and the file that tests each.
 TESTED_ELSEWHERE = {
-    "recipe/check_images.py": "recipe/test_check.py",
     "report/html.py": "report/test_page.py",
     "process/packages.py": "test_cli.py",
     "process/ranks.py": "test_cli.py",
     "arguments.py": "test_cli.py",
     "commands/check.py": "check/test_checking.py",
-    "commands/compare.py": "evaluation/test_compare.py",
     "commands/finetune.py": "runs/test_finetune.py",
     "commands/doctor.py": "doctor/test_examine.py",
     "commands/prepare.py": "prepare/test_shards.py",
     "commands/report.py": "report/test_page.py",
-    "commands/runs.py": "report/test_runs.py",
     "commands/tools.py": "run/test_average.py",
     "commands/train.py": "test_cli.py",
     "commands/predict.py": "run/test_predict.py",

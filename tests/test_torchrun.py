@@ -55,15 +55,6 @@ def test_under_nohup_a_closed_terminal_is_ignored(ends, monkeypatch, ignored):
     assert ends.handled == (["SIGTERM", "SIGINT", "SIGQUIT"] if ignored else ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"])
 
 
-def test_the_folder_of_torchrun_ends_with_torchrun(ends, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert ends() == 0
-    assert Path(ends.options.log_dir).parent == tmp_path
-    assert list(tmp_path.iterdir()) == []
-    ends(words=("--log-dir", "kept", "--nproc_per_node=2", "train.py"))
-    assert ends.options.log_dir == "kept"
-
-
 def failed(exitcode, rank=1):
     return ChildFailedError("train.py", {rank: ProcessFailure(rank, 17, exitcode, "nowhere")})
 

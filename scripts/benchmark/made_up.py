@@ -15,7 +15,7 @@ import numpy as np
 from seresnext.data.readers.folder import folder_signature
 from seresnext.data.readers.imagenet import TRAIN, archives_signature
 from seresnext.data.readers.imagenet_classes import imagenet_classes
-from seresnext.data.readers.index import IndexColumns
+from seresnext.data.readers.index import Index, join_names
 from seresnext.data.readers.index_cache import Signature, index_path, save_index
 from seresnext.data.shards.format import ENTRY, INDEX, MANIFEST, Manifest, Shard, index_bytes
 from seresnext.data.synthetic import synthetic_photograph
@@ -33,7 +33,7 @@ def write_archives(root: Path, images: int, classes: int) -> tuple[Path, str, Pa
     sizes = _sizes(rng, images)
     labels = np.sort(rng.integers(0, classes, images))
     offsets = rng.integers(512, TRAIN.size - 2 * int(sizes.max()), images)
-    return _save_archive_index(archive, classes, labels, offsets, sizes, official=True)
+    return _save_archive_index(archive, classes, labels, offsets, sizes)
 
 
 def write_photographs(root: Path, images: int) -> tuple[Path, str, Path]:
@@ -45,20 +45,14 @@ def write_photographs(root: Path, images: int) -> tuple[Path, str, Path]:
     sizes = np.array([len(data) for data in photographs])
     which = np.arange(images) % len(photographs)
     offsets = (np.cumsum(sizes) - sizes)[which]
-    return _save_archive_index(archive, 1000, np.sort(which), offsets, sizes[which], official=False)
+    return _save_archive_index(archive, 1000, np.sort(which), offsets, sizes[which])
 
 
 def _save_archive_index(
-    archive: Path, classes: int, labels: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, *, official: bool
+    archive: Path, classes: int, labels: np.ndarray, offsets: np.ndarray, sizes: np.ndarray
 ) -> tuple[Path, str, Path]:
-    columns = IndexColumns(
-        classes=class_names(classes),
-        fingerprint="0" * 64,
-        label=labels,
-        offset=offsets,
-        size=sizes,
-    )
-    return _save(archive.parent, "imagenet", columns, archives_signature([archive], official=official))
+    index = Index(class_names(classes), fingerprint="0" * 64, label=labels, offset=offsets, size=sizes)
+    return _save(archive.parent, "imagenet", index, archives_signature([archive]))
 
 
 def write_folder(root: Path, images: int) -> tuple[Path, str, Path]:
@@ -67,21 +61,17 @@ def write_folder(root: Path, images: int) -> tuple[Path, str, Path]:
     for name in classes:
         (root / "train" / name).mkdir(parents=True)
     labels = np.sort(np.random.default_rng(0).integers(0, 1000, images))
-    names = [f"{classes[label]}_{number % 100_000}.JPEG".encode() for number, label in enumerate(labels.tolist())]
-    columns = IndexColumns(
-        classes=classes,
-        fingerprint="0" * 64,
-        label=labels,
-        name_ends=np.cumsum([len(name) for name in names]),
-        names=np.frombuffer(b"".join(names), np.uint8),
+    names, ends = join_names(
+        f"{classes[label]}_{number % 100_000}.JPEG" for number, label in enumerate(labels.tolist())
     )
-    return _save(root, "folder", columns, folder_signature(root / "train"))
+    index = Index(classes, fingerprint="0" * 64, label=labels, name_ends=ends, names=names)
+    return _save(root, "folder", index, folder_signature(root / "train"))
 
 
-def _save(root: Path, format: str, columns: IndexColumns, signature: Signature) -> tuple[Path, str, Path]:
+def _save(root: Path, format: str, index: Index, signature: Signature) -> tuple[Path, str, Path]:
     """Write an index at the path where the reader of the format looks for the index."""
     path = index_path(root / "cache", format, root, "train")
-    return root, format, save_index(path, columns, signature).path
+    return root, format, save_index(path, index, signature.digest).path
 
 
 def write_shards(root: Path, images: int) -> tuple[Path, str, Path]:

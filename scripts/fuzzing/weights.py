@@ -143,7 +143,7 @@ def _resume(folder: Path, files: Files) -> None:
     live = {part: {name: tensor.clone() for name, tensor in named.items()} for part, named in parts.items()}
     check_fits(saved.tensors, live, str(saved.path))
     progress.best = rewind_folder(saved, checkpoints, world, console.print)
-    restore(saved.tensors, live, str(saved.path))
+    restore(saved.tensors, live)
     load_scaler_state(torch.amp.GradScaler("cpu"), live["scaler"])
     _check_numbers({f"{part}.{name}": tensor for part, named in live.items() for name, tensor in named.items()})
     plan = Plan(40, 3, 5, 10, 10, 4, patience=20)

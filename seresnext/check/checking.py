@@ -15,12 +15,12 @@ from seresnext.check.recipe import check_recipe
 from seresnext.data import pipeline
 from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet import OFFICIAL_COUNTS
-from seresnext.data.synthetic import Photographs
+from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import DataError, RecipeError
 from seresnext.files import write_json
 from seresnext.metrics.console import Console
-from seresnext.recipe.check_lengths import check_lengths
+from seresnext.recipe.check import check_lengths
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 from seresnext.run.opening import StartProblem, find_start_problems
 from seresnext.training.plan import build_plan
@@ -53,7 +53,7 @@ def check(
     is_real = has_data and recipe.data.format != "synthetic"
     recipe, readers, found = _open(recipe, world, is_real)
     report("data", [*found, *check_data(recipe, readers, world, full=full)])
-    train = readers.get("training") or Photographs(OFFICIAL_COUNTS["train"], recipe.model.num_classes)
+    train = readers.get("training") or SyntheticReader(OFFICIAL_COUNTS["train"], recipe.model.num_classes)
     num_val = len(readers["validation"]) if "validation" in readers else OFFICIAL_COUNTS["val"]
     plan, steps = None, len(train) // recipe.batch.global_size  # steps of an epoch; 0 is a problem in `found`
     if steps and (len(readers) == 2 or not is_real):

@@ -1,4 +1,4 @@
-"""Checks of the devices: memory and speed of real steps, and the loader beside the step."""
+"""Checks of the devices: versions and clocks of ranks, memory and speed of real steps, all-reduce and loader."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import gc
 import math
 import os
 import time
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
 
 from seresnext.check.findings import Finding, judge
-from seresnext.check.network import check_ranks, judge_all_reduce, measure_all_reduce
 from seresnext.check.steps import MemoryUse, Steps, free_memory, training_data
 from seresnext.data import pipeline
 from seresnext.data.decode.regions import DECODER
@@ -20,6 +22,7 @@ from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.recipe.batch_sizes import least_micro_size
 from seresnext.recipe.schema import Recipe
+from seresnext.run.environment import describe_environment, settings_of_bits
 from seresnext.run.estimate import Spread, number
 
 _MEMORY_SECONDS, _STEP_SECONDS = 20.0, 18.0
@@ -27,6 +30,8 @@ _BATCH = 16  # images without a GPU: slow workers deliver soon. For a GPU, real 
 _WARM_UP_SECONDS, _WINDOWS, _WINDOW_SECONDS = 6.0, 5, 1.5
 _COMPILED = 3547 / 2202
 """How many times faster a compiled step is: SE-ResNeXt-50 in bf16 on one H100 (docs/benchmarks.md)."""
+_REDUCE_SECONDS, _MOST_OF_STEP, _MOST_APART = 5.0, 0.3, 1.0
+_FATAL = {"seresnext", "torch", "cuda", "git_commit"}  # Ranks must have the same. Other differences change last bits.
 
 
 class Speeds(NamedTuple):
@@ -39,14 +44,54 @@ class Speeds(NamedTuple):
 
 def check_devices(recipe: Recipe, reader: Reader, world: World) -> tuple[list[Finding], Speeds | None]:
     """Return the findings about the devices, and the speeds. All ranks call this together."""
-    ranks = check_ranks(world)
+    environments, clocks = world.gather(describe_environment(world)), measure_clocks(world)
+    ranks = [judge_versions(environments), judge_clocks(*clocks, [each["host"] for each in environments])]
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world.size > 1 else 1
     steps, speeds = _check_steps(recipe, world, sharing)
     wanted = recipe.batch.global_size / world.size / speeds.step.median if speeds else 0.0
     loading, rate = _check_loader(recipe, reader, world, len(os.sched_getaffinity(0)) / sharing, wanted)
     if speeds and rate:
         speeds = speeds._replace(loader=rate.times(world.size))
-    return [*ranks, *steps, loading], speeds
+    return [*ranks[: world.size], *steps, loading], speeds  # The clock of one rank is not compared.
+
+
+def judge_versions(environments: Sequence[Mapping[str, Any]]) -> Finding:
+    """Return the finding about versions and hardware of the ranks, in the order of the ranks."""
+    first, *others = map(settings_of_bits, environments)
+    host = environments[0]["host"]
+    differences = {
+        name: f"{name}: {now[name]} for rank {rank} on {environments[rank]['host']}, {before} for rank 0 on {host}"
+        for rank, now in enumerate(others, 1)
+        for name, before in first.items()
+        if now.get(name) not in (None, before)
+    }
+    if not differences:
+        count = f"{len(environments)} rank{'s' * bool(others)}"
+        return judge("devices", "versions", f"{count}: torch {first['torch']}, {first['gpu'] or first['cpu']}")
+    fix = "install the same commit and constraints.txt on all machines, and use machines of one kind"
+    verdict = "failure" if _FATAL & differences.keys() else "warning"
+    return judge("devices", "versions", "\n".join(differences.values()), fix, verdict=verdict)
+
+
+def measure_clocks(world: World) -> tuple[list[float], float]:
+    """Return the seconds that the clock of each rank is ahead of rank 0, and the uncertainty in seconds.
+
+    The ranks read their clocks after a barrier, which all leave within its duration.
+    """
+    world.any(False)
+    started = time.perf_counter()
+    world.any(False)
+    readings = world.gather((time.time(), time.perf_counter() - started))
+    return [now - readings[0][0] for now, _ in readings], max(took for _, took in readings)
+
+
+def judge_clocks(offsets: Sequence[float], uncertainty: float, hosts: Sequence[str]) -> Finding:
+    """Return the finding about the clocks of the ranks."""
+    rank = max(range(len(offsets)), key=lambda number: abs(offsets[number]))
+    measured = f"at most {offsets[rank]:+.2g} s apart (rank {rank} on {hosts[rank]}), within {uncertainty:.1g} s"
+    fix = f"start chrony or ntpd on {hosts[rank]}: logs do not match, and object stores refuse wrong times"
+    is_apart = abs(offsets[rank]) - uncertainty > _MOST_APART
+    return judge("devices", "clocks", measured, fix * is_apart, offsets=offsets, within=uncertainty)
 
 
 def _check_steps(recipe: Recipe, world: World, sharing: int) -> tuple[list[Finding], Speeds | None]:
@@ -104,6 +149,37 @@ def judge_step(seconds: Spread, images: int, of: int, precision: str, is_compile
     measured += f" of {of:,}" * (images != of) + f", {precision}, eager"
     measured += f"; compiled about {_COMPILED:.1f} times as fast (docs/benchmarks.md)" * is_compiled
     return judge("devices", "step alone", measured, **rate._asdict())
+
+
+def measure_all_reduce(num_bytes: int, world: World) -> tuple[Spread, Spread]:
+    """Return the seconds of an all-reduce of so many bytes, and of one number. All ranks call this together."""
+
+    def seconds(tensor: torch.Tensor) -> float:
+        world.any(False)
+        started = time.perf_counter()
+        world.sum_(tensor)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+        return time.perf_counter() - started
+
+    gradient = torch.zeros(num_bytes // 4, device=world.device)
+    seconds(gradient)  # This one opens the connections.
+    first = max(world.gather(seconds(gradient)))
+    whole = [seconds(gradient) for _ in range(min(max(int(_REDUCE_SECONDS / first), 3), 20))]
+    return Spread.of(whole), Spread.of([seconds(gradient[:1]) for _ in range(30)])
+
+
+def judge_all_reduce(num_bytes: int, size: int, whole: Spread, latency: Spread, step_seconds: float) -> Finding:
+    """Return the finding about the all-reduce of the gradient of `num_bytes` over `size` ranks."""
+    share = whole.median / step_seconds
+    bus = whole.rate(2 * (size - 1) / size * num_bytes / 1e9)  # nccl-tests, doc/PERFORMANCE.md
+    measured = (
+        f"{num_bytes / 1e6:.0f} MB gradient in {whole.times(1e3).text()} ms, {bus.text()} GB/s on the bus, "
+        f"latency {number(latency.median * 1e6)} µs: {share:.0%} of a step, mostly during the backward pass"
+    )
+    fix = "set runtime.compress_gradients=bf16, or use a faster network or a larger batch.global_size"
+    fix *= share > _MOST_OF_STEP
+    return judge("devices", "all-reduce", measured, fix, seconds=whole.median, gb_per_second=bus.median, share=share)
 
 
 def measure_loader(recipe: Recipe, reader: Reader, world: World) -> Spread:

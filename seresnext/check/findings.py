@@ -48,14 +48,12 @@ class CheckFailed(Failure):
 
 def table(section: str, findings: Sequence[Finding]) -> str:
     """Return the findings of a section as text of at most 100 columns. Only a longer word makes a longer line."""
-    wrapper = textwrap.TextWrapper(_WIDTH, break_long_words=False, break_on_hyphens=False)
+    wrapper = textwrap.TextWrapper(_WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False)
     lines = [section]
     for finding in findings:
         rows = finding.measured.split("\n")
         rows += [f"{label}: {text}" for label in ("fix", "source") if (text := getattr(finding, label))]
-        wrapper.initial_indent = f"  {finding.verdict:<8} {finding.name}".ljust(_INDENT)
-        for row in rows:
-            wrapper.subsequent_indent = " " * _INDENT
-            lines += wrapper.wrap(for_terminal(row).strip())
-            wrapper.initial_indent = wrapper.subsequent_indent
+        text = "\n".join(wrapper.fill(for_terminal(row)) for row in rows)
+        start = f"  {finding.verdict:<8} {finding.name}".ljust(_INDENT)
+        lines.append(start + textwrap.indent(text, " " * _INDENT).lstrip())
     return "\n".join(lines)

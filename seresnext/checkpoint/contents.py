@@ -51,8 +51,7 @@ class CheckpointMetadata:
     `recipe` is the resolved recipe, `best` the best validation so far, `history` the skipped steps. `dataset` has
     `classes`, `num_images` and `fingerprint` of the training split, and in `val` the number and the fingerprint of the
     validation split (0.1.0 wrote no `val`); `choice` is the choice of photos (data/readers/photos.py), for photos only.
-    `progress` has the other values of the training loop. All values are plain
-    JSON data; floats are restored bit for bit.
+    `progress` has the other values of the training loop. All are plain JSON data; floats are restored bit for bit.
     """
 
     step: int
@@ -82,8 +81,14 @@ class CheckpointMetadata:
         if not re.fullmatch(r"[0-9]{1,18}", metadata["step"]):
             raise _error(source, f"has the step {printable(metadata['step'])}, which is not a number")
         values = {name: _parsed(metadata, name, kinds, source) for name, kinds in _JSON_KINDS.items()}
-        found = cls(step=int(metadata["step"]), recipe_hash=metadata["recipe_hash"], **values)
-        if invalid := found._invalid():
+        found = cls(step := int(metadata["step"]), recipe_hash=metadata["recipe_hash"], **values)
+        valid = {
+            "recipe_hash": re.fullmatch(r"[0-9A-Za-z]{0,128}", found.recipe_hash) is not None,
+            "best": found.best is None or _is_best(found.best, step),
+            "history": len(found.history) <= _MOST_SKIPS and all(_is_skip(entry, step) for entry in found.history),
+            "dataset": _is_dataset(found.dataset),
+        }
+        if invalid := [name for name, is_valid in valid.items() if not is_valid]:
             raise _error(source, f"has metadata that no run writes: {', '.join(invalid)}")
         return found
 
@@ -93,26 +98,6 @@ class CheckpointMetadata:
             return recipe_from_values(self.recipe, source)
         except RecipeError as error:
             raise _error(source, f"has a recipe that cannot be used: {error}") from None
-
-    def _invalid(self) -> list[str]:
-        """Return the names of the fields with values that no run writes."""
-        valid = {
-            "recipe_hash": re.fullmatch(r"[0-9A-Za-z]{0,128}", self.recipe_hash) is not None,
-            "best": self.best is None or _is_best(self.best, self.step),
-            "history": len(self.history) <= _MOST_SKIPS and all(_is_skip(entry, self.step) for entry in self.history),
-            "dataset": _is_dataset(self.dataset),
-            "progress": _is_progress(self.progress, self.step),
-        }
-        return [name for name, is_valid in valid.items() if not is_valid]
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A copy of a run at one step, in memory that training does not change. `store.commit` writes a snapshot."""
-
-    step: int
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
 
 
 def allocate_snapshot(state: StateTensors) -> dict[str, Tensor]:
@@ -127,29 +112,42 @@ def allocate_snapshot(state: StateTensors) -> dict[str, Tensor]:
     }
 
 
-def take_snapshot(state: StateTensors, metadata: CheckpointMetadata, buffers: dict[str, Tensor]) -> Snapshot:
-    """Copy the run into the buffers of `allocate_snapshot`. The next snapshot overwrites the buffers."""
+def take_snapshot(state: StateTensors, buffers: dict[str, Tensor]) -> None:
+    """Copy the live tensors into the buffers of `allocate_snapshot`, which training does not change."""
     live = _flat(state)
     assert buffers.keys() == live.keys(), "the buffers belong to another run"
     for name, tensor in live.items():
         buffers[name].copy_(tensor.detach(), non_blocking=True)
     if any(tensor.is_cuda for tensor in live.values()):
         torch.cuda.synchronize()
-    return Snapshot(metadata.step, dict(buffers), metadata.to_metadata())
 
 
-def restore(tensors: Mapping[str, Tensor], state: StateTensors, source: str) -> None:
-    """Copy the tensors of the file `source` into the live tensors. Raise CheckpointError first unless all fit."""
-    live = _flat(state)
-    _check_same_kind(tensors, live, source)
+def restore(tensors: Mapping[str, Tensor], state: StateTensors) -> None:
+    """Copy tensors that passed `check_fits` into the live tensors."""
     with torch.no_grad():
-        for name, tensor in live.items():
+        for name, tensor in _flat(state).items():
             tensor.copy_(tensors[name])
 
 
 def check_fits(tensors: Mapping[str, Tensor], state: StateTensors, source: str) -> None:
-    """Raise CheckpointError unless the tensors of the file `source` fit `state`, and a run can use the values."""
-    _check_same_kind(tensors, _flat(state), source)
+    """Raise CheckpointError unless the tensors of the file `source` fit `state`, and a run can use the values.
+
+    List the tensors that are missing, unknown, or of another shape or dtype.
+    """
+    live = _flat(state)
+    problems = [f"{name}: missing from the file" for name in live if name not in tensors]
+    problems += [
+        f"{printable(name)}: in the file, but this run has no such tensor" for name in tensors if name not in live
+    ]
+    for name in live.keys() & tensors.keys():
+        theirs, ours = tensors[name], live[name]
+        if theirs.shape != ours.shape:
+            problems.append(f"{name}: shape {tuple(theirs.shape)} in the file, {tuple(ours.shape)} in this run")
+        if theirs.dtype != ours.dtype:
+            problems.append(f"{name}: {theirs.dtype} in the file, {ours.dtype} in this run")
+    if problems:
+        heading = f"{source} does not fit this run, {len(problems)} disagreement{'s' * (len(problems) > 1)}:"
+        raise CheckpointError("\n  ".join([heading, *listed(sorted(problems), _MOST_LISTED)]))
     check_values(tensors, source)
 
 
@@ -193,23 +191,6 @@ def _flat(state: StateTensors) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for prefix, tensors in state.items() for name, tensor in tensors.items()}
 
 
-def _check_same_kind(saved: Mapping[str, Tensor], live: Mapping[str, Tensor], source: str) -> None:
-    """Raise CheckpointError with a list of the tensors that are missing, unknown, or of another shape or dtype."""
-    problems = [f"{name}: missing from the file" for name in live if name not in saved]
-    problems += [
-        f"{printable(name)}: in the file, but this run has no such tensor" for name in saved if name not in live
-    ]
-    for name in live.keys() & saved.keys():
-        theirs, ours = saved[name], live[name]
-        if theirs.shape != ours.shape:
-            problems.append(f"{name}: shape {tuple(theirs.shape)} in the file, {tuple(ours.shape)} in this run")
-        if theirs.dtype != ours.dtype:
-            problems.append(f"{name}: {theirs.dtype} in the file, {ours.dtype} in this run")
-    if problems:
-        heading = f"{source} does not fit this run, {len(problems)} disagreement{'s' * (len(problems) > 1)}:"
-        raise CheckpointError("\n  ".join([heading, *listed(sorted(problems), _MOST_LISTED)]))
-
-
 def _is_dataset(value: dict[str, Any]) -> bool:
     val = value.get("val")
     is_split = _is_split(value) and (val is None or (isinstance(val, dict) and _is_split(val)))
@@ -240,16 +221,6 @@ def _is_skip(value: Any, step: int) -> bool:
         and _is_count(value.get("step"), step)
         and isinstance(value.get("reason", ""), str)
         and _are_texts(value.get("samples", []))
-    )
-
-
-def _is_progress(value: dict[str, Any], step: int) -> bool:
-    """Return whether all values but `best` are single values, no count is negative, and no step is a later one."""
-    rest = [item for name, item in value.items() if name != "best"]
-    return (
-        all(item is None or isinstance(item, int | float | str) for item in rest)
-        and all(item >= 0 for item in rest if isinstance(item, int))
-        and all(_is_count(value[name], step) for name in ("step", "evaluated") if name in value)
     )
 
 

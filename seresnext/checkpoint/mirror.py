@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from seresnext.checkpoint import store
-from seresnext.checkpoint.mirror_files import Damaged, MirrorFiles, Owner, Upload
+from seresnext.checkpoint.mirror_files import RUN_ID, Damaged, MirrorFiles, Owner, Upload
 from seresnext.errors import CheckpointError, Failure, UsageError
 from seresnext.files import read_small_json, write_atomically
 from seresnext.process.signals import block_stop_signals
@@ -35,7 +34,7 @@ ATTEMPTS = 6  # of a request at the start; an upload is tried until it succeeds
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts; each pause is twice as long as the one before
 REPORT_ATTEMPT = 3  # A failed upload is reported at this attempt, or at once if another attempt would not help.
 UPLOAD_SECONDS, UPLOAD_SPEED = 120, 1 << 20  # An attempt may take so many seconds, and one for so many bytes.
-END_SECONDS, STOP_SECONDS = 300.0, 60.0  # that the end of a run waits for the last upload; after a stop or a failure
+END_SECONDS = 300.0  # that the end of a run waits for the last upload
 
 
 class Mirror:
@@ -75,9 +74,8 @@ class Mirror:
         """
         owner = self._owner = self._attempt(self._files.newest_owner)
         known = None if starts_over else read_small_json(self._folder / NAME)
-        run = known.get("run") if isinstance(known, dict) else None
-        if isinstance(run, str) and re.fullmatch(r"[0-9a-f]{32}", run):
-            self._run = run
+        if isinstance(known, dict) and RUN_ID.fullmatch(str(known.get("run"))):
+            self._run = known["run"]
         elif owner and adopts and not starts_over:
             self._run = owner.run
         self._replaceable = {self._run, owner.run} if owner and starts_over else {self._run}
@@ -133,13 +131,11 @@ class Mirror:
     def _receive(self, checkpoints: Path, upload: Upload) -> Path | None:
         """Download a checkpoint and return the path. Return None, with a warning, if the checkpoint is damaged."""
 
-        def receive() -> Path:
-            with store.receiving(checkpoints, upload.step) as (path, write):
-                self._files.download(self._run, upload, write)
-            return path
+        def download(write: Callable[[bytes], object]) -> None:
+            self._files.download(self._run, self._files.manifest(self._run, upload), write)
 
         try:
-            return self._attempt(receive)
+            return self._attempt(lambda: store.receive(checkpoints, upload.step, download))
         except (Damaged, CheckpointError) as error:
             self.report(f"warning: {self.address} has a damaged checkpoint of step {upload.step}: {error}")
             return None
@@ -148,10 +144,12 @@ class Mirror:
         """Download `metrics.jsonl` and the states of trackers, so that curves and the run of a service continue."""
         temporary = self._folder / ".metrics.jsonl.mirror"
         try:
-            with temporary.open("wb") as file:
-                trackers = self._files.download_metrics(self._run, upload, file.write)
-            temporary.replace(self._folder / "metrics.jsonl")
-            for name, state in trackers.items():
+            manifest = self._files.manifest(self._run, upload)
+            if "metrics" in manifest:
+                with temporary.open("wb") as file:
+                    self._files.download(self._run, manifest["metrics"], file.write)
+                temporary.replace(self._folder / "metrics.jsonl")
+            for name, state in manifest.get("trackers", {}).items():
                 path = self._folder / "trackers" / f"{Path(name).name}.json"
                 path.parent.mkdir(exist_ok=True)
                 write_atomically(path, json.dumps(state))
@@ -190,15 +188,14 @@ class Mirror:
                 "path": str(path), "metrics": str(self._folder / "metrics.jsonl"), "step": step, "best": best,
                 "keep": keep, "keep_every": keep_every, "number": self._count, "address": self.address,
                 "owner": self._owner, "parent": os.getpid(),
-                "seconds": UPLOAD_SECONDS + path.stat().st_size / UPLOAD_SPEED,
             }  # fmt: skip
             self._changed.notify()
         if self._thread is None:
             self._thread = threading.Thread(target=self._upload_all, name="mirror", daemon=True)
             self._thread.start()
 
-    def close(self, is_stopping: Callable[[], bool]) -> None:
-        """Wait a bounded time for the last upload: END_SECONDS, or STOP_SECONDS once `is_stopping()`."""
+    def close(self) -> None:
+        """Wait for the last upload, END_SECONDS at most, and report whether the address has the last checkpoint."""
         if self._thread is None:
             return
         with self._changed:
@@ -208,12 +205,11 @@ class Mirror:
         self._thread.join(1)
         if self._thread.is_alive():
             self.report(f"waiting for the upload of the checkpoint of step {self._sent} to {self.address}")
-        while self._thread.is_alive() and time.monotonic() < began + (STOP_SECONDS if is_stopping() else END_SECONDS):
-            self._thread.join(0.1)
+            self._thread.join(END_SECONDS)
         with self._changed:
             self._gives_up = True
             self._changed.notify()
-        if self._process and self._process.poll() is None:
+        if self._process:
             self._process.kill()
         self._thread.join(1)
         if self._uploaded == self._sent:
@@ -226,7 +222,7 @@ class Mirror:
 
     def _upload_all(self) -> None:
         """Upload the newest checkpoint that waits, until the end or until a newer start owns the address."""
-        attempt, is_failing, is_incomplete = 0, False, False
+        attempt, is_failing = 0, False
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._is_closing)
@@ -237,57 +233,50 @@ class Mirror:
             is_new = request["best"] not in (None, request["step"], self._best)
             request["best_path"] = str(Path(request["path"]).with_name("best.safetensors")) if is_new else None
             result = self._upload(request)
-            if "fenced" in result:
-                self._owner = None
-                self.report(
-                    f"warning: {self.address} has a newer owner, {result['fenced']}; this start uploads nothing from "
-                    "now on, and training continues"
-                )
-                return
-            if "failed" in result and not Path(request["path"]).exists():
+            is_uploaded, problem = result["uploaded"], result.get("problem")
+            if not is_uploaded and not Path(request["path"]).exists():
                 continue  # The run has removed the file, because a newer one waits.
-            if "failed" in result:
-                if not is_failing and (attempt == REPORT_ATTEMPT or result.get("is_final")):
-                    is_failing = True
-                    self.report(
-                        f"warning: the checkpoint of step {request['step']} cannot be uploaded to {self.address}: "
-                        f"{result['failed']}; training continues, and the upload is tried again"
-                    )
+            if problem and not is_failing and (is_uploaded or result["is_final"] or attempt == REPORT_ATTEMPT):
+                is_failing = True
+                step = f"the checkpoint of step {request['step']}"
+                lacks = "the best checkpoint, or keeps old ones" if is_uploaded else step
+                self.report(f"warning: {self.address} lacks {lacks}: {problem}; training continues")
+            if "is_fenced" in result:
+                self._owner = None
+                return
+            if not is_uploaded:
                 with self._changed:
                     self._changed.wait_for(lambda: self._waiting or self._gives_up, _pause(attempt))
                     self._waiting = self._waiting or request
                 continue
-            if is_failing:
+            if is_failing and not problem:
                 self.report(f"uploads to {self.address} succeed again")
-            if "incomplete" in result and not is_incomplete:
-                self.report(
-                    f"warning: {self.address} lacks the best checkpoint or keeps old ones: {result['incomplete']}"
-                )
-            attempt, is_failing, is_incomplete = 0, False, "incomplete" in result
-            self._best = self._best if is_incomplete else request["best"]
+            attempt, is_failing = 0, bool(problem)
+            self._best = self._best if problem else request["best"]
             self._uploaded = request["step"]
             self.on_upload(self._uploaded)
 
     def _upload(self, request: dict[str, Any]) -> dict[str, Any]:
         """Upload a checkpoint in another process. Return the result of `mirror_files.perform`."""
-        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        failure = {"uploaded": False, "is_final": False}
         try:
+            seconds = UPLOAD_SECONDS + Path(request["path"]).stat().st_size / UPLOAD_SPEED
             with block_stop_signals():  # The end of the run decides how long an upload may take.
                 process = self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "seresnext.checkpoint.mirror_files", json.dumps(request)],
                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
                 )  # fmt: skip
             with process:
                 try:
-                    output, _ = process.communicate(timeout=request["seconds"])
+                    output, _ = process.communicate(timeout=seconds)
                 except subprocess.TimeoutExpired:
                     process.kill()
-                    return {"failed": f"no end of the transfer within {request['seconds']:.0f} s"}
+                    return failure | {"problem": f"no end of the transfer within {seconds:.0f} s"}
         except OSError as error:
-            return {"failed": str(error)}
+            return failure | {"problem": str(error)}
         last = output.strip().rpartition("\n")[2]
-        return json.loads(last) if process.returncode == 0 else {"failed": last or "the transfer was killed"}
+        return json.loads(last) if process.returncode == 0 else failure | {"problem": last or "the transfer was killed"}
 
 
 def _pause(attempt: int) -> float:

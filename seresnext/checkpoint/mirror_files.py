@@ -25,7 +25,6 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -39,6 +38,7 @@ from seresnext.remote import BUGS, Refused, file_system, has_secrets, is_final, 
 
 _CHUNK = 16 << 20  # bytes
 _PACKAGES = {"file": (), "s3": ("s3fs",), "gs": ("gcsfs",)}
+RUN_ID = re.compile(r"[0-9a-f]{32}")
 _UPLOAD_NAME = re.compile(r"step-([0-9]{8,18})-([0-9]{6})-([0-9]{4,18})\.(json|safetensors)")
 
 
@@ -101,13 +101,12 @@ class MirrorFiles:
         name = _owner_name(numbers[-1])
         try:
             values = json.loads(self._files.cat_file(self._url(name)))
+            if not RUN_ID.fullmatch(values["run"]):
+                raise ValueError
             starts = [[int(number), int(step)] for number, step in values["starts"]]
-            owner = Owner(numbers[-1], values["run"], starts, printable(values["by"]))
-            if re.fullmatch(r"[0-9a-f]{32}", owner.run):
-                return owner
+            return Owner(numbers[-1], values["run"], starts, printable(values["by"]))
         except (ValueError, TypeError, KeyError):
-            pass
-        raise OSError(f"{name} is not readable")
+            raise OSError(f"{name} is not readable") from None
 
     def claim(self, run: str, step: int, check: Callable[[Owner | None], None]) -> Owner:
         """Own the address, for a start of a run at a step. `check` gets the owner before, and raises to refuse.
@@ -120,10 +119,9 @@ class MirrorFiles:
             check(before)
             number = before.number + 1 if before else 1
             starts = [*(before.starts if before and before.run == run else []), [number, step]]
-            values = {"run": run, "starts": starts, "by": by, "time": datetime.now(UTC).isoformat(timespec="seconds")}
             with suppress(FileExistsError):
                 with self._files.open(self._url(_owner_name(number)), "xb") as file:
-                    file.write(json.dumps(values).encode())
+                    file.write(json.dumps({"run": run, "starts": starts, "by": by}).encode())
                 return Owner(number, run, starts, by)
 
     def check_owner(self, owner: Owner) -> None:
@@ -140,11 +138,11 @@ class MirrorFiles:
         listed = self._listed(owner.run, "json")
         return [one for one in listed if all(one.step <= step for number, step in starts if number > one.owner)]
 
-    def upload(self, owner: Owner, new: Upload, checkpoint: Path, metrics: Path) -> int:
-        """Upload a checkpoint, and the metrics if the file exists. Return the bytes of the checkpoint.
+    def upload(self, owner: Owner, new: Upload, checkpoint: Path, metrics: Path) -> None:
+        """Upload a checkpoint, and the metrics if the file exists. Both are read back and compared.
 
-        Both are read back and compared. The manifest comes last, with the states of the trackers (metrics/follow.py).
-        Raises Fenced if a newer start owns the address.
+        The manifest comes last, with the states of the trackers (metrics/follow.py). Raises Fenced if a newer start
+        owns the address.
         """
         self.check_owner(owner)
         manifest: dict[str, Any] = {"run": owner.run, "owner": owner.number, "step": new.step}
@@ -154,27 +152,43 @@ class MirrorFiles:
         manifest["trackers"] = {path.stem: read_small_json(path) for path in metrics.parent.glob("trackers/*.json")}
         self.check_owner(owner)
         self._files.pipe_file(self._url(f"{owner.run}/{new.name}.json"), json.dumps(manifest, indent=2).encode())
-        return manifest["size"]
 
-    def download(self, run: str, upload: Upload, write: Callable[[bytes], object]) -> None:
-        """Pass the chunks of a checkpoint to `write`. Raises Damaged unless they agree with the manifest."""
-        self._get(run, self._manifest(run, upload), write)
+    def manifest(self, run: str, upload: Upload) -> dict[str, Any]:
+        """Return the manifest of a checkpoint: its entry, the entry `metrics`, and the states of `trackers`.
 
-    def download_metrics(self, run: str, upload: Upload, write: Callable[[bytes], object]) -> dict[str, Any]:
-        """Pass the metrics that came with a checkpoint to `write`. Return the states of trackers. Raises Damaged."""
-        manifest = self._manifest(run, upload)
-        if "metrics" in manifest:
-            self._get(run, manifest["metrics"], write)
-        return manifest.get("trackers", {})
+        An entry has `file`, `size` and `sha256`. Raises Damaged.
+        """
+        try:
+            values = json.loads(self._files.cat_file(self._url(f"{run}/{upload.name}.json")))
+        except (ValueError, FileNotFoundError) as error:
+            raise Damaged(f"{upload.name}.json is not readable") from error
+        return values if isinstance(values, dict) else {}
+
+    def download(self, run: str, entry: dict[str, Any], write: Callable[[bytes], object]) -> None:
+        """Pass the chunks of a file to `write`, without bytes that came after the manifest. Raises Damaged."""
+        name, rest, digest = str(entry.get("file")).rpartition("/")[2], entry.get("size"), hashlib.sha256()
+        if type(rest) is not int or rest < 0:
+            raise Damaged("the manifest has no size")
+        try:
+            with self._files.open(self._url(f"{run}/{name}"), "rb", cache_type="none") as file:
+                while rest and (chunk := file.read(min(rest, _CHUNK))):
+                    rest -= len(chunk)
+                    digest.update(chunk)
+                    write(chunk)
+        except FileNotFoundError as error:
+            raise Damaged(f"{printable(name)} is missing") from error
+        if digest.hexdigest() != entry.get("sha256"):
+            raise Damaged(f"{printable(name)} does not have the digest of the manifest")
 
     def prune(self, owner: Owner, newest: Upload, keep: int, keep_every: int | None, best: int | None) -> None:
         """Remove all but the newest `keep` steps, every `keep_every`-th and the best. Of a step one upload stays.
 
         Unfinished uploads are removed, too. Uploads that do not count stay.
         """
-        latest = {one.step: one for one in self.uploads(owner)}
+        uploads = self.uploads(owner)
+        latest = {one.step: one for one in uploads}
         stay = {*list(latest)[-keep:], best} | {step for step in latest if keep_every and step % keep_every == 0}
-        gone = [one for one in self.uploads(owner) if one.step not in stay or latest[one.step] != one]
+        gone = [one for one in uploads if one.step not in stay or latest[one.step] != one]
         unfinished = {*self._listed(owner.run, "safetensors")} - {*self._listed(owner.run, "json")}
         gone += [one for one in unfinished if one[1:] < newest[1:]]  # one[1:] is the order in time
         if gone:
@@ -207,13 +221,6 @@ class MirrorFiles:
         matches = filter(None, map(_UPLOAD_NAME.fullmatch, self._names(run)))
         return sorted(Upload(*map(int, match.groups()[:3])) for match in matches if match[4] == ending)
 
-    def _manifest(self, run: str, upload: Upload) -> dict[str, Any]:
-        try:
-            values = json.loads(self._files.cat_file(self._url(f"{run}/{upload.name}.json")))
-        except (ValueError, FileNotFoundError) as error:
-            raise Damaged(f"{upload.name}.json is not readable") from error
-        return values if isinstance(values, dict) else {}
-
     def _put(self, owner: Owner, name: str, path: Path) -> dict[str, Any]:
         """Write a file, read the file back, and return the entry of the manifest. Raises Damaged."""
         digest = hashlib.sha256()
@@ -225,24 +232,8 @@ class MirrorFiles:
                 target.flush()
                 os.fsync(target.fileno())
             entry = {"file": name, "size": source.tell(), "sha256": digest.hexdigest()}
-        self._get(owner.run, entry, lambda chunk: None)
+        self.download(owner.run, entry, lambda chunk: None)
         return entry
-
-    def _get(self, run: str, entry: dict[str, Any], write: Callable[[bytes], object]) -> None:
-        """Pass the chunks of a file to `write`, without bytes that came after the manifest. Raises Damaged."""
-        name, rest, digest = str(entry.get("file")).rpartition("/")[2], entry.get("size"), hashlib.sha256()
-        if type(rest) is not int or rest < 0:
-            raise Damaged("the manifest has no size")
-        try:
-            with self._files.open(self._url(f"{run}/{name}"), "rb", cache_type="none") as file:
-                while rest and (chunk := file.read(min(rest, _CHUNK))):
-                    rest -= len(chunk)
-                    digest.update(chunk)
-                    write(chunk)
-        except FileNotFoundError as error:
-            raise Damaged(f"{printable(name)} is missing") from error
-        if digest.hexdigest() != entry.get("sha256"):
-            raise Damaged(f"{printable(name)} does not have the digest of the manifest")
 
 
 def _owner_name(number: int) -> str:
@@ -252,26 +243,27 @@ def _owner_name(number: int) -> str:
 def perform(request: dict[str, Any]) -> dict[str, Any]:
     """Upload the checkpoint of a request, and the best one if wanted, and remove old ones. Return the result.
 
-    The result has `size`, and `incomplete` with a reason if only the best one or the removal failed; or `fenced` with
-    the newer owner; or `failed` with a reason, and `is_final` if another attempt would fail in the same way.
+    The result has `uploaded`: whether the checkpoint is there. After a failure, the result has the `problem` and
+    `is_final`: whether another attempt would fail in the same way. `is_fenced`: a newer start owns the address.
     """
     owner, metrics = Owner(*request["owner"]), Path(request["metrics"])
     new = Upload(request["step"], owner.number, request["number"])
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"uploaded": False}
     try:
         files = MirrorFiles(request["address"])
-        result["size"] = files.upload(owner, new, Path(request["path"]), metrics)
+        files.upload(owner, new, Path(request["path"]), metrics)
+        result["uploaded"] = True
         if request["best_path"]:
             best = Path(request["best_path"])
             files.upload(owner, new._replace(step=_step_in(best)), best, metrics)
         files.prune(owner, new, request["keep"], request["keep_every"], request["best"])
     except Fenced as error:
-        return {"fenced": str(error)}
+        problem = f"the address has a newer owner, {error}, and this start uploads nothing more"
+        result |= {"problem": problem, "is_final": True, "is_fenced": True}
     except BUGS:
         raise
     except Exception as error:
-        reason = reason_of(error)
-        return result | ({"incomplete": reason} if result else {"failed": reason, "is_final": is_final(error)})
+        result |= {"problem": reason_of(error), "is_final": is_final(error)}
     return result
 
 

@@ -55,47 +55,35 @@ def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Map
 
     A temporary file in the same folder is written, synced and renamed, then the folder is synced. A crash or a power
     cut at any time leaves the old files, and the new file complete or absent. The tensors must be on the CPU. Raises
-    SaveError if the write fails, for example on a full disk; the temporary file is then removed.
+    SaveError if the write fails, for example on a full disk.
     """
     assert metadata.get("step") == str(step), "the metadata belongs to another step"
     header, order = file_format.header(tensors, metadata)
     path = folder / f"step-{step:08d}.safetensors"
-    temporary = _temporary(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        file_format.write_synced(temporary, header, order)
-        temporary.replace(path)
-        _sync_folder(folder)
+        with _replacing(path) as temporary:
+            file_format.write_synced(temporary, header, order)
     except OSError as error:
-        _discard(temporary)  # before the message reads the free space
         raise _save_error(path, len(header) + sum(tensor.nbytes for tensor in order), error) from error
-    finally:
-        _discard(temporary)
     return path
 
 
-@contextmanager
-def receiving(folder: Path, step: int) -> Iterator[tuple[Path, Callable[[bytes], object]]]:
-    """Yield the path of the checkpoint of `step` and a function that writes its next bytes.
+def receive(folder: Path, step: int, download: Callable[[Callable[[bytes], object]], None]) -> Path:
+    """Write the checkpoint of `step` and return its path. `download` passes the bytes to a function.
 
-    After the block the file is there, synced and checked. Raises CheckpointError for other content than a checkpoint
-    of the step. After any error the folder is unchanged.
+    Raises CheckpointError for other content than a checkpoint of the step. After any error the folder is unchanged.
     """
     path = folder / f"step-{step:08d}.safetensors"
     # Another machine may receive the same checkpoint in the same folder.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    try:
+    with _replacing(path, f".{socket.gethostname()}-{os.getpid()}") as temporary:
         with temporary.open("wb") as file:
-            yield path, file.write
+            download(file.write)
             file.flush()
             os.fsync(file.fileno())
         if verify(temporary).get("step") != str(step):
             raise CheckpointError(f"{path.name} is a checkpoint of another step")
-        temporary.replace(path)
-        _sync_folder(folder)
-    finally:
-        _discard(temporary)
+    return path
 
 
 def update_link(folder: Path, name: Pointer, path: Path) -> None:
@@ -104,21 +92,14 @@ def update_link(folder: Path, name: Pointer, path: Path) -> None:
     A rename puts the new link in place, so the old link exists until then. Raises SaveError.
     """
     pointer = folder / f"{name}.safetensors"
-    temporary = _temporary(pointer)
     try:
-        # Remove a link that a crash left. To open this link for writing would overwrite the old checkpoint.
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(path, temporary)
-        except OSError:  # File systems without hard links raise different error numbers.
-            _copy_synced(path, temporary)
-        temporary.replace(pointer)
-        _sync_folder(folder)
+        with _replacing(pointer) as temporary:
+            try:
+                os.link(path, temporary)
+            except OSError:  # File systems without hard links raise different error numbers.
+                _copy_synced(path, temporary)
     except OSError as error:
         raise _save_error(pointer, path.stat().st_size, error) from error
-    finally:
-        # Also after success: a rename between two links of one file does nothing and leaves both (rename(2)).
-        _discard(temporary)
 
 
 def prune(folder: Path, keep: int, keep_every: int | None = None) -> list[Path]:
@@ -255,6 +236,22 @@ def free_space(folder: Path) -> str:
 # Helpers
 
 
+@contextmanager
+def _replacing(path: Path, owner: str = "") -> Iterator[Path]:
+    """Yield a name for a temporary file. The block writes and syncs the file, which then takes the place of `path`."""
+    temporary = path.with_name(f".{path.name}{owner}.tmp")
+    try:
+        # Remove a link that a crash left. To open this link for writing would overwrite the old checkpoint.
+        temporary.unlink(missing_ok=True)
+        yield temporary
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        # Also after success: a rename between two links of one file does nothing and leaves both (rename(2)).
+        with suppress(OSError):  # This may fail like the write. The next start removes the file.
+            temporary.unlink(missing_ok=True)
+
+
 def _copy_synced(source: Path, target: Path) -> None:
     with source.open("rb") as reader, target.open("xb") as writer:
         shutil.copyfileobj(reader, writer)
@@ -275,17 +272,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _save_error(path: Path, size: int, error: OSError) -> SaveError:
-    reason = {
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the disk quota is exceeded",
-        errno.EFBIG: "the file would be larger than the limit for a file (see ulimit -f)",
-        errno.EIO: "the disk reported an input/output error",
-        errno.EROFS: "the file system is read-only",
-        errno.EACCES: "permission denied",
-    }.get(error.errno or 0, error.strerror or str(error))
     return SaveError(
-        f"{path} could not be saved: {reason}; the file needs {size:,} bytes, {free_space(path.parent)}; older "
-        "checkpoints are unchanged"
+        f"{path} could not be saved: {error.strerror or error}; the file needs {size:,} bytes, "
+        f"{free_space(path.parent)}; older checkpoints are unchanged"
     )
 
 
@@ -309,15 +298,6 @@ def _pointers(folder: Path) -> list[Path]:
 
 def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
-def _discard(temporary: Path) -> None:
-    with suppress(OSError):  # This may fail like the write. The next start removes the file.
-        temporary.unlink(missing_ok=True)
 
 
 def _renamed(path: Path, suffix: str) -> Path:

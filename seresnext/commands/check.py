@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Declare the arguments."""
-    parser.epilog = """examples:
-  seresnext check --recipe seresnext50 --data /path/to/imagenet
-  python -m seresnext.torchrun --nproc_per_node=8 -m seresnext check --recipe seresnext50 --price 24
-
-Without --data, synthetic photographs with ImageNet's sizes stand for the images. docs/check.md has all findings."""
+    parser.epilog = """Without --data, synthetic photographs with ImageNet's sizes stand for the images.
+docs/check.md has examples and all findings."""
     add_recipe(parser)
     add = parser.add_argument
     add("--full", action="store_true", help="decode all images, and compare all files of both splits")

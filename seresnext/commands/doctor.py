@@ -14,12 +14,7 @@ from seresnext.process.packages import require_extra
 
 def add_arguments(parser: Parser) -> None:
     """Declare the arguments."""
-    parser.epilog = """examples:
-  seresnext doctor photos
-  seresnext doctor photos --checkpoint seresnext50 --folds 4
-  seresnext doctor photos --quick --output reports/photos
-
-DIR gets index.html, findings.json and exclude.csv. docs/doctor.md describes the findings."""
+    parser.epilog = "DIR gets index.html, findings.json and exclude.csv. docs/doctor.md has examples and the findings."
     add = parser.add_argument
     files = "weights that judge the images, or that the trainings start from: as for `seresnext predict`"
     folds = "train K networks, which judge the images left out for each (2 to 20; default: 4, none with --checkpoint)"

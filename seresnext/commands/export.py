@@ -10,11 +10,7 @@ from seresnext.paths import path_argument, text_argument
 
 def export_arguments(parser: Parser) -> None:
     """Declare the arguments of `export`."""
-    parser.epilog = """examples:
-  seresnext export --checkpoint runs/first --to onnx --output first-onnx
-  seresnext export --checkpoint runs/first --to hub --output first-hub --evaluation result.json --push ORG/NAME
-
-docs/export.md describes the kinds, and how other tools load them."""
+    parser.epilog = "docs/export.md has examples, the kinds, and how other tools load them."
     add = parser.add_argument
     add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run, checkpoint, .pth or name")
     add("--to", required=True, choices=("weights", "hub", "timm", "onnx", "exported", "folded"), help="timm: as hub")

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seresnext.arguments import Parser, add_device, key_hints
+from seresnext.arguments import Parser, add_device, add_set
 from seresnext.commands.report import check_report, has_tracker, report_run
 from seresnext.commands.train import add_resume, check_start, record_in
 from seresnext.errors import CheckpointError, Failure
@@ -38,7 +38,6 @@ _WITHOUT_WEIGHTS = ["model.weights=null", "model.reset_head=false", "model.froze
 def add_arguments(parser: Parser) -> None:
     """Declare the arguments."""
     require_packages(LIGHT_PACKAGES)
-    parser.hint = key_hints
     parser.epilog = """examples:
   seresnext finetune photos
   seresnext finetune photos.csv --output runs/second --weights runs/first --set data.image_size=160
@@ -52,7 +51,7 @@ resumes the run."""
     add("--recipe", default="finetune", type=text_argument, metavar="RECIPE", help="another recipe than `finetune`")
     weights = "the weights to start from: published (default), none, a file, or the folder of a run"
     add("--weights", type=text_argument, metavar="published|none|FILE", help=weights)
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe; repeatable")
+    add_set(parser)
     add_resume(parser)
     add_device(parser)
 
@@ -102,7 +101,7 @@ def _earlier_recipe(options: Namespace) -> Path | None:
 def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:
     from seresnext.run.train import train
 
-    world.set_stop_check(lambda: stop.has_come)
+    world.heartbeat.is_stopping = lambda: stop.has_come
     recipe = _recipe(options) if _earlier_recipe(options) else _suited_recipe(options, world)
     if not train(recipe, world, stop, output=options.output, resume=options.resume, allow_changed=()):
         return
@@ -120,13 +119,17 @@ def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:
 
 def _suited_recipe(options: Namespace, world: World) -> Recipe:
     """Return the recipe of a new run, with settings that suit the number of images and the weights that are there."""
+    from seresnext.models.locate import PUBLISHED, first_weights
     from seresnext.recipe.load import load_recipe
     from seresnext.run.opening import find_start_problems
 
-    problem = None
+    problem, model = None, _recipe(options).model
     with world.downloading(), world.agreeing():
-        if world.is_first:
-            problem = _missing_weights(_recipe(options))
+        if world.is_first and model.weights == PUBLISHED:
+            try:
+                first_weights(model)
+            except CheckpointError as error:
+                problem = str(error)
     problem = world.broadcast(problem)
     fallback = _WITHOUT_WEIGHTS if problem else []
     if problem and world.is_first:
@@ -140,18 +143,6 @@ def _suited_recipe(options: Namespace, world: World) -> Recipe:
     return _recipe(options, found, fallback)
 
 
-def _missing_weights(recipe: Recipe) -> str | None:
-    """Return why there are no published weights, if the recipe wants them. Takes at most 10 s without a network."""
-    from seresnext.models.locate import PUBLISHED, first_weights
-
-    if recipe.model.weights == PUBLISHED:
-        try:
-            first_weights(recipe.model)
-        except CheckpointError as error:
-            return str(error)
-    return None
-
-
 def suited_settings(usual: Recipe, recipe: Recipe, num_images: int, world_size: int) -> list[str]:
     """Return the settings of batch, learning rate, length and intervals for a number of training images.
 
@@ -161,7 +152,8 @@ def suited_settings(usual: Recipe, recipe: Recipe, num_images: int, world_size: 
     them.
     """
     wanted = min(_MOST_IMAGES_A_STEP, num_images // _STEPS_AN_EPOCH)
-    own = _power_of_two(min(max(wanted / world_size, _LEAST_IMAGES_A_STEP), num_images / world_size))
+    most = int(min(max(wanted / world_size, _LEAST_IMAGES_A_STEP), num_images / world_size))
+    own = 1 << max(most.bit_length() - 1, 0)  # the largest power of two that is not above
     size, settings = own * world_size, [f"batch.micro_size={min(own, _MOST_IMAGES_A_PASS)}"]
     if recipe.batch != usual.batch:
         size, settings = recipe.batch.global_size, []
@@ -173,8 +165,3 @@ def suited_settings(usual: Recipe, recipe: Recipe, num_images: int, world_size: 
     epochs = max(min(epochs, _MANY_IMAGES // num_images), _LEAST_EPOCHS)
     every = max(1, epochs // _VALIDATIONS)
     return [*settings, f"length={epochs}ep", f"evaluation.every={every}ep", f"checkpoint.every={every}ep"]
-
-
-def _power_of_two(number: float) -> int:
-    """Return the largest power of two that is not above a number, at least 1."""
-    return 1 << max(int(number).bit_length() - 1, 0)

@@ -6,7 +6,7 @@ import os
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
-from seresnext.arguments import Parser, count_argument
+from seresnext.arguments import Parser, count_argument, quality_argument
 from seresnext.errors import UsageError
 from seresnext.paths import path_argument
 
@@ -63,7 +63,7 @@ The same command again continues after a stop. docs/shards.md describes shards."
     add("--split", action="append", metavar="NAME", help="repeatable (default: train and val)")
     add("--format", choices=("folder", "imagenet"), default="folder", help="default: as DATA looks")
     add("--short-side", type=count_argument, metavar="PIXELS", help="resize larger images to this shorter side")
-    add("--quality", type=count_argument, metavar="1-95", help="of JPEG; 90 with --short-side")
+    add("--quality", type=quality_argument, metavar="1-95", help="of JPEG; 90 with --short-side")
     add("--interpolation", choices=("bilinear", "bicubic"), default="bilinear", help="default: bilinear")
     add("--background", type=_color, metavar="R,G,B", help="behind transparent pixels; for encoded images")
     add("--seed", type=int, default=0, help="of the order of the images (default: 0)")
@@ -93,8 +93,6 @@ def shards(options: Namespace) -> None:
             raise UsageError("--index needs --classes FILE")
     elif not options.data or not options.output:
         raise UsageError("DATA or --output is missing; give DATA and --output DIR")
-    if options.quality is not None and options.quality > 95:
-        raise UsageError(f"--quality {options.quality}: must be at most 95; above 95, JPEG files only grow")
     if options.short_side and options.quality is None:
         options.quality = 90
     if options.background and options.quality is None:

@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Declare the arguments."""
-    parser.epilog = """example:
-  seresnext report runs/first
-
-`seresnext validate --report DIR` writes the page for other weights, images and settings."""
+    parser.epilog = "`seresnext validate --report DIR` writes the page for other weights, images and settings."
     add = parser.add_argument
     add("run", type=path_argument, metavar="RUN", help="the folder of a run")
     add("--output", type=path_argument, metavar="DIR", help="the folder of the page (default: RUN/report)")

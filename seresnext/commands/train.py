@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device, add_recipe, count_argument, load_run_recipe, run_folder
 from seresnext.errors import Failure, UsageError
-from seresnext.paths import check_data_folder, text_argument
+from seresnext.paths import check_data_folder, checkpoint_argument, text_argument
 from seresnext.process.packages import LIGHT_PACKAGES, require_extra, require_packages
 from seresnext.process.ranks import is_first_rank
 from seresnext.process.stop_request import StopRequest
@@ -86,8 +86,6 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | 
 
 def check_start(recipe: Recipe, resume: str) -> None:
     """Raise a Failure if a package, the folder of the data, or the checkpoint to resume from is missing."""
-    from seresnext.checkpoint.argument import checkpoint_argument
-
     require_extra("track", *(name for name in recipe.logging.sinks if name != "tensorboard"))
     if recipe.data.format != "synthetic":
         check_data_folder(recipe.data.root)
@@ -99,7 +97,7 @@ def _train(options: Namespace, loaded: LoadedRecipe, stop: StopRequest, world: W
     from seresnext.run.dry_run import dry_run
     from seresnext.run.train import train
 
-    world.set_stop_check(lambda: stop.has_come)
+    world.heartbeat.is_stopping = lambda: stop.has_come
     if options.dry_run:
         dry_run(loaded.recipe, world, stop)
         return

@@ -20,7 +20,6 @@ from seresnext.data.decode.regions import HAS_NVIMGCODEC, Choose, Crop, Encoded,
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
 from seresnext.data.substitute import ADVICE, ReplacedImage, candidates
-from seresnext.data.worker_status import set_current_images
 from seresnext.errors import DataError
 from seresnext.randomness import rng_at
 
@@ -121,12 +120,10 @@ class TrainImages:
         results: dict[int, np.ndarray | DataError] = {}
         encoded = {}
         for position, index in zip(positions, indices, strict=True):
-            set_current_images([index])
             try:
                 encoded[position] = Encoded(self.reader.read(index), partial(self.reader.name, index))
             except DataError as error:
                 results[position] = error
-        set_current_images(indices)
         read = list(encoded)
         decoded = self._decoder(list(encoded.values()), lambda n, width, height: choose(read[n], width, height))
         return results | dict(zip(read, decoded, strict=True))
@@ -161,7 +158,6 @@ class EvaluationImages:
         images = torch.empty((len(key.indices), size, size, 3), dtype=torch.uint8)
         unreadable = []
         for image, index in zip(images, key.indices.tolist(), strict=True):
-            set_current_images([index])
             started = time.monotonic()
             try:
                 data, name = self.reader.read(index), self.reader.name(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ class BatchKey(NamedTuple):
         return [(self.epoch, *pair) for pair in zip(self.indices.tolist(), copies.tolist(), strict=True)]
 
 
+@dataclass(eq=False)
 class Order:
     """The order of training images.
 
@@ -48,48 +50,42 @@ class Order:
     `labels` (int N) balances the classes: `balanced` then replaces the permutation.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        global_size: int,
-        micro_size: int,
-        seed: int,
-        repeats: int = 1,
-        blocks: Callable[[int, int], np.ndarray] | None = None,
-        labels: np.ndarray | None = None,
-    ) -> None:
-        assert global_size % micro_size == global_size % repeats == 0
-        self.steps_per_epoch = num_images // global_size
-        self.replicas = global_size // micro_size
+    num_images: int
+    global_size: int
+    micro_size: int
+    seed: int
+    repeats: int = 1
+    blocks: Callable[[int, int], np.ndarray] | None = None
+    labels: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        assert self.global_size % self.micro_size == self.global_size % self.repeats == 0
+        self.steps_per_epoch = self.num_images // self.global_size
+        self.replicas = self.global_size // self.micro_size
         if self.steps_per_epoch == 0:
-            raise DataError(f"{num_images} images make no step (batch.global_size: {global_size}); lower the size")
-        self._num_images = num_images
-        self._global_size, self._distinct = global_size, global_size // repeats
-        self._micro_size = micro_size
-        self._seed = seed
-        self._blocks = blocks
-        self._labels = labels
+            sizes = f"{self.num_images} images make no step (batch.global_size: {self.global_size})"
+            raise DataError(f"{sizes}; lower batch.global_size")
         self._epoch = -1
         self._permutation = self._rounds = np.empty(0, np.int64)
 
     def micro_batch(self, step: int, replica: int) -> BatchKey:
         """Return the micro-batch of a logical replica in a step (from 0)."""
         epoch, within = divmod(step, self.steps_per_epoch)
+        distinct = self.global_size // self.repeats
         if epoch != self._epoch:
-            self._rounds = np.zeros(self._num_images, np.int64)
-            if self._labels is None:
-                self._permutation = permutation_at(self._seed, "order", epoch, count=self._num_images)
+            self._rounds = np.zeros(self.num_images, np.int64)
+            if self.labels is None:
+                self._permutation = permutation_at(self.seed, "order", epoch, count=self.num_images)
             else:
-                self._permutation, self._rounds = balanced(
-                    self._labels, self._seed, epoch, self.steps_per_epoch * self._distinct
-                )
-            if self._blocks is not None:
-                blocks = self._blocks(self._seed, epoch)[self._permutation]
+                count = self.steps_per_epoch * distinct
+                self._permutation, self._rounds = balanced(self.labels, self.seed, epoch, count)
+            if self.blocks is not None:
+                blocks = self.blocks(self.seed, epoch)[self._permutation]
                 self._permutation = self._permutation[np.argsort(blocks, kind="stable")]
             self._epoch = epoch
-        copies, positions = np.divmod(np.arange(self._micro_size) + replica * self._micro_size, self._distinct)
-        places = within * self._distinct + positions
-        copies += self._rounds[places] * (self._global_size // self._distinct)
+        copies, positions = np.divmod(np.arange(self.micro_size) + replica * self.micro_size, distinct)
+        places = within * distinct + positions
+        copies += self._rounds[places] * self.repeats
         return BatchKey(step, replica, epoch, self._permutation[places], copies)
 
 

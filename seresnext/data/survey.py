@@ -1,4 +1,4 @@
-"""A look at the images of a split at each start: which are turned by EXIF, transparent, or no images at all.
+"""A look at the images of a split at each start: which are turned by EXIF, or no images at all.
 
 The survey parses headers. Pillow decodes only images that look cut off, and decides about these. Other formats than
 JPEG and PNG have no mark of their end, and are always decoded, except photos, which the reader has decoded.
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from seresnext.data.decode.jpeg import has_many_scans
-from seresnext.data.decode.pillow import Decoding, decode, is_transparent, open_image, orientation_of
+from seresnext.data.decode.pillow import Decoding, decode, open_image, orientation_of
 from seresnext.data.readers import Reader
 from seresnext.errors import DataError
 
@@ -25,33 +25,20 @@ _MOST_IMAGES = 1000
 _THREADS = 16
 _MOST_SECONDS = 30.0
 _ALWAYS_TURNED = ("TIFF", "HEIF")
-_EFFECTS = {
-    "turned": "have an EXIF orientation and are used as stored; a run with data.exif_rotation=true turns these images",
-    "transparent": "have transparency: transparent pixels become the colour that is stored for them, often black; "
-    "a run with data.background=[255, 255, 255] makes these pixels white",
-}
+_EFFECT = "have an EXIF orientation and are used as stored; a run with data.exif_rotation=true turns these images"
 
 
 class Survey(NamedTuple):
     """The result: number of images in the split (`total`) and of images looked at (`seen`).
 
-    `turned` and `transparent` are indices of images that the decoding does not turn, or does not fill. `errors` are the
-    messages for images that cannot be used.
+    `turned` are the indices of images that the decoding does not turn, `errors` the messages for images that cannot be
+    used.
     """
 
     total: int
     seen: int
     turned: tuple[int, ...]
-    transparent: tuple[int, ...]
     errors: tuple[str, ...]
-
-
-class _Header(NamedTuple):
-    """Facts about one image. A `doubtful` image may be broken."""
-
-    turned: bool = False
-    transparent: bool = False
-    doubtful: bool = False
 
 
 def survey(reader: Reader, decoding: Decoding, finds_errors: bool = True) -> Survey:
@@ -62,42 +49,35 @@ def survey(reader: Reader, decoding: Decoding, finds_errors: bool = True) -> Sur
     count = min(len(reader), _MOST_IMAGES)
     indices = [number * len(reader) // count for number in range(count)]
     deadline = time.monotonic() + _MOST_SECONDS
-    # Broken EXIF and odd transparency make Pillow warn. The filters are set once for all threads.
+    # Broken EXIF makes Pillow warn. The filters are set once for all threads.
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(partial(_look, reader, decoding, deadline), indices))
-    headers = {index: header for index, header in zip(indices, found, strict=True) if header is not None}
+    seen = {index: facts for index, facts in zip(indices, found, strict=True) if facts}
     errors = []
-    for index, header in headers.items():
+    for index, (_, is_doubtful) in seen.items():
         # One at a time: a hostile image may take much memory and time.
-        if finds_errors and header.doubtful and time.monotonic() < deadline:
+        if finds_errors and is_doubtful and time.monotonic() < deadline:
             try:
                 decode(reader.read(index), reader.name(index), decoding)
             except DataError as error:
                 errors.append(str(error))
-    return Survey(
-        len(reader),
-        len(headers),
-        tuple(index for index, header in headers.items() if header.turned),
-        tuple(index for index, header in headers.items() if header.transparent),
-        tuple(errors),
-    )
+    return Survey(len(reader), len(seen), tuple(index for index, (turned, _) in seen.items() if turned), tuple(errors))
 
 
-def _look(reader: Reader, decoding: Decoding, deadline: float, index: int) -> _Header | None:
-    """Return facts about an image; None after the deadline."""
+def _look(reader: Reader, decoding: Decoding, deadline: float, index: int) -> tuple[bool, bool] | None:
+    """Return whether an image is turned, and whether it may be broken; None after the deadline."""
     if time.monotonic() > deadline:
         return None
     try:
         data = reader.read(index)
         image = open_image(data)
-        return _Header(
-            not decoding.exif_rotation and is_turned(image, data),
-            decoding.background is None and is_transparent(image),
-            # A reader of photos has decoded each image once.
-            image.width * image.height > decoding.max_pixels or (reader.choice is None and _may_be_broken(image, data)),
+        # A reader of photos has decoded each image once.
+        is_doubtful = image.width * image.height > decoding.max_pixels or (
+            reader.choice is None and _may_be_broken(image, data)
         )
+        return not decoding.exif_rotation and is_turned(image, data), is_doubtful
     except Exception:  # A hostile file may cause any exception. The decoder decides.
-        return _Header(doubtful=True)
+        return False, True
 
 
 def is_turned(image: Image.Image, data: bytes) -> bool:
@@ -121,15 +101,11 @@ def _may_be_broken(image: Image.Image, data: bytes) -> bool:
 
 
 def describe(surveys: Mapping[str, Survey], readers: Mapping[str, Reader]) -> str | None:
-    """Return one warning about the turned and the transparent images of splits, by the splits' names, or None."""
-    sentences = []
-    for kind, effect in _EFFECTS.items():
-        counted = []
-        for split, result in surveys.items():
-            if indices := getattr(result, kind):
-                of = f" looked at (of {result.total:,})" if result.seen < result.total else ""
-                example = readers[split].name(indices[0])
-                counted.append(f"{len(indices):,} of {result.seen:,} {split} images{of}, such as {example},")
-        if counted:
-            sentences.append(f"{' and '.join(counted)} {effect}")
-    return "; ".join(sentences) or None
+    """Return a warning about the turned images of splits, by the splits' names, or None."""
+    counted = []
+    for split, result in surveys.items():
+        if result.turned:
+            of = f" looked at (of {result.total:,})" if result.seen < result.total else ""
+            example = readers[split].name(result.turned[0])
+            counted.append(f"{len(result.turned):,} of {result.seen:,} {split} images{of}, such as {example},")
+    return f"{' and '.join(counted)} {_EFFECT}" if counted else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -11,12 +13,14 @@ from PIL import Image
 from seresnext.data.batches import Batch, collate
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
-from seresnext.errors import DataError
 from seresnext.randomness import hash_at
 
 
 class SyntheticReader(Reader):
-    """A split of numbered images without files. `SyntheticImages` makes the batches."""
+    """A split of numbered images without files. A few synthetic photographs stand for all images.
+
+    `SyntheticImages` makes batches without a decode.
+    """
 
     has_local_files = False
 
@@ -27,25 +31,14 @@ class SyntheticReader(Reader):
         self.notices = ()
 
     def read(self, index: int) -> bytes:
-        """Raise DataError: a synthetic image is no file."""
-        raise DataError(f"{self.name(index)} is no file; read synthetic images as batches")
+        """Return a JPEG."""
+        return synthetic_photograph(index % 16)
 
     def name(self, index: int) -> str:
         return f"synthetic/{index}"
 
 
-class Photographs(SyntheticReader):
-    """Synthetic photographs from memory. A few files stand for all images."""
-
-    def __init__(self, num_images: int, num_classes: int) -> None:
-        super().__init__(num_images, num_classes)
-        self._files = [synthetic_photograph(number) for number in range(16)]
-
-    def read(self, index: int) -> bytes:
-        """Return a JPEG."""
-        return self._files[index % len(self._files)]
-
-
+@cache
 def synthetic_photograph(number: int) -> bytes:
     """Return a JPEG with the usual size and detail of an image of ImageNet: 500 x 375 pixels and 110 KB."""
     rng = np.random.default_rng(number)
@@ -56,21 +49,24 @@ def synthetic_photograph(number: int) -> bytes:
     return buffer.getvalue()
 
 
+@dataclass(eq=False)
 class SyntheticImages:
     """Batches of noise. Each image is a piece of one block of noise, so an image costs a copy."""
 
-    def __init__(self, reader: Reader, image_size: int, channels: int, seed: int) -> None:
-        self.reader = reader
-        self._image_size = image_size
-        self._channels = channels
-        self._seed = seed
-        generator = torch.Generator().manual_seed(seed)
-        self._noise = torch.randint(256, (2 * image_size**2 * channels,), dtype=torch.uint8, generator=generator)
+    reader: Reader
+    image_size: int
+    channels: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        length = 2 * self.image_size**2 * self.channels
+        self._noise = torch.randint(256, (length,), dtype=torch.uint8, generator=generator)
 
     def make(self, key: BatchKey) -> Batch:
         """Return the batch of a key."""
-        size = key.image_size or self._image_size
-        pixels = size * size * self._channels
-        starts = [hash_at(self._seed, "synthetic", index) % pixels for index in key.indices.tolist()]
-        images = torch.stack([self._noise[start : start + pixels].view(size, size, self._channels) for start in starts])
+        size = key.image_size or self.image_size
+        pixels = size * size * self.channels
+        starts = [hash_at(self.seed, "synthetic", index) % pixels for index in key.indices.tolist()]
+        images = torch.stack([self._noise[start : start + pixels].view(size, size, self.channels) for start in starts])
         return collate(key, images, [False] * len(starts), self.reader.labels)

@@ -1,7 +1,7 @@
 """The processes of a run: ranks and devices, agreement, heartbeats, and averages of gradients and BatchNorm."""
 
 from seresnext.distributed.batchnorm import BatchNormStatistics
-from seresnext.distributed.ddp import DDPOptions, wrap_ddp
+from seresnext.distributed.ddp import wrap_ddp
 from seresnext.distributed.devices import choose_device
 from seresnext.distributed.launch import launcher_id, open_world
 from seresnext.distributed.timer import RankTimer, RankTimes
@@ -9,7 +9,6 @@ from seresnext.distributed.world import World
 
 __all__ = [
     "BatchNormStatistics",
-    "DDPOptions",
     "RankTimer",
     "RankTimes",
     "World",

@@ -45,34 +45,15 @@ def refuse_unseen_gpus(devices: Path = Path("/dev"), driver: Path = Path("/proc/
     gpus = sorted(path.name for path in devices.glob("nvidia[0-9]*"))
     if not gpus:
         return
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
-    if not torch.version.cuda:
-        fix = "Install a build of torch for CUDA"
-    elif visible is not None:
-        fix = f"Correct CUDA_VISIBLE_DEVICES, which is {visible!r}"
-    elif closed := [name for name in gpus if not os.access(devices / name, os.R_OK | os.W_OK)]:
-        fix = f"Let this user open {devices / closed[0]}"
-    else:
-        fix = f"Update the driver, or install a torch that is built for its version of CUDA{_reason()}"
-    raise UsageError(
-        f"this machine has NVIDIA GPUs ({', '.join(gpus)}; driver {_driver_version(driver)}), and torch "
-        f"{torch.__version__} ({build}) sees no GPU. {fix}; --device cpu, or an empty "
-        "CUDA_VISIBLE_DEVICES, permits the CPU"
-    )
-
-
-def _driver_version(file: Path) -> str:
-    try:
-        found = re.search(r"\d{3,}\.\d+(\.\d+)?", file.read_text(errors="replace"))
-    except OSError:
-        found = None
-    return found[0] if found else "unknown"
-
-
-def _reason() -> str:
-    """Return in brackets the reason that torch or the driver gives; empty if there is none."""
+    build, reason = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build", ""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        return f" (torch reports: {str(error).partition('. ')[0].strip()})"
-    return ""
+        reason = f" (torch reports: {str(error).partition('. ')[0].strip()})"
+    version = re.search(r"\d{3,}\.\d+(\.\d+)?", driver.read_text(errors="replace") if driver.is_file() else "")
+    raise UsageError(
+        f"this machine has NVIDIA GPUs ({', '.join(gpus)}; driver {version[0] if version else 'unknown'}), and torch "
+        f"{torch.__version__} ({build}) sees no GPU{reason}. Install a torch whose CUDA fits the driver, let this user "
+        f"open {devices}/nvidia*, or correct CUDA_VISIBLE_DEVICES (now {visible or 'not set'}); --device cpu, or an "
+        "empty CUDA_VISIBLE_DEVICES, permits the CPU"
+    )

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch.distributed as dist
 
@@ -32,11 +32,10 @@ _LATE = 3  # intervals that a beat may be late, because a machine is busy or a r
 _DEADLOCK = "deadlock"  # the end of a rank that waited for ranks which are alive
 
 
-@dataclass(frozen=True)
-class Beat:
-    """A beat of a rank. `count` rises. `end` is None while the rank runs, then the error, or "" for a good end."""
+class Beat(NamedTuple):
+    """A beat of a rank. `number` rises. `end` is None while the rank runs, then the error, or "" for a good end."""
 
-    count: int
+    number: int
     activity: str
     end: str | None = None
 
@@ -46,26 +45,24 @@ class Heartbeat:
 
     A rank that is silent for `timeout` seconds is lost. This process then ends, because its main thread waits in a
     collective that nothing else can end. With a stop request (`is_stopping`), or after another rank failed, the process
-    ends sooner, but never while it writes a checkpoint. `on_peer_lost` is called with the message before the process
-    ends. `advice` returns the last sentence of the message. The other ranks read `activity`.
+    ends sooner, but never while it writes a checkpoint. `on_peer_lost` is called with the message, in the thread,
+    before the process ends. `advice` returns the last sentence of the message: how to resume the run. The message of
+    the other ranks has the `activity` of a lost rank.
 
     With `watches_store`, a store that does not answer for `timeout` seconds ends this process, too. Of each machine one
-    rank `prints` that.
+    rank `prints` that. The heartbeat of a process alone is never started.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int, timeout: float, prints: bool = True) -> None:
+    def __init__(self, store: dist.Store | None = None, rank: int = 0, size: int = 1, timeout: float = 600.0) -> None:
         self.timeout = timeout
         self.activity = "the start"
         self.on_peer_lost: Callable[[str], None] = lambda message: None
         self.advice: Callable[[], str] = lambda: "Run the same command again"
         self.is_stopping: Callable[[], bool] = lambda: False
-        self.watches_store = False
-        self._store = store
-        self._rank = rank
-        self._size = size
-        self._prints = prints
-        self._count = 0
-        self._answers = 0
+        self.watches_store, self.prints = False, True
+        self._store = store or dist.HashStore()
+        self._rank, self._size = rank, size
+        self._count = self._answers = 0
         self._silent = [0.0] * size
         self._failed = 0.0
         self._is_leaving = False
@@ -102,7 +99,7 @@ class Heartbeat:
             after = self._read()
         except RuntimeError:
             return self._describe_lost_store()
-        silent = {rank for rank, beat in enumerate(before) if beat.count == after[rank].count}
+        silent = {rank for rank, beat in enumerate(before) if beat.number == after[rank].number}
         return self._describe(silent - {self._rank}, after)
 
     @property
@@ -187,16 +184,16 @@ class Heartbeat:
             "the process that connects the ranks (torchrun or rank 0) no longer answers; the process has ended, or its "
             f"machine cannot be reached. {self.advice()}"
         )
-        lost.is_printed = not self._prints
+        lost.is_printed = not self.prints
         return lost
 
     def _publish(self, end: str | None) -> None:
         self._count += 1
-        self._store.set(str(self._rank), json.dumps(asdict(Beat(self._count, self.activity, end))))
+        self._store.set(str(self._rank), json.dumps(Beat(self._count, self.activity, end)))
 
     def _read(self) -> list[Beat]:
         found = self._store.multi_get([str(rank) for rank in range(self._size)])
-        return [Beat(**json.loads(text)) for text in found]
+        return [Beat(*json.loads(text)) for text in found]
 
 
 def is_of_collective(error: BaseException) -> bool:

@@ -28,10 +28,8 @@ from seresnext.process.signals import die_with_launcher, die_with_parent
 # checkpoint on slow storage.
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 _STORE_TIMEOUT = timedelta(seconds=30)  # for one beat of each rank
-# torchrun opens its store before it starts the ranks. If rank 0 holds the store instead, the import of torch on slow
-# storage comes first, and the timeout is _COLLECTIVE_TIMEOUT.
-_TORCHRUN_STORE_TIMEOUT = timedelta(minutes=1)
 _POLL = 0.05  # seconds
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
 
 @contextmanager
@@ -42,21 +40,23 @@ def open_world(device: str = "auto") -> Iterator[World]:
     UsageError if the environment does not come from torchrun, or if the GPUs cannot be used.
     """
     is_launched = "RANK" in os.environ or "WORLD_SIZE" in os.environ
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, size, local_rank, local_size = map(_number, names) if is_launched else (0, 1, 0, 1)
-    if not 0 <= rank < size:
-        raise UsageError(f"RANK={rank} is not below WORLD_SIZE={size}; start through torchrun, which sets both")
+    values = {name: os.environ.get(name, "") for name in _ALONE} if is_launched else _ALONE
+    if not all(map(str.isdecimal, values.values())) or int(values["RANK"]) >= int(values["WORLD_SIZE"]):
+        found = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        raise UsageError(f"the environment has {found}; start through torchrun, which sets fitting numbers")
+    rank, size, local_rank, local_size = map(int, values.values())
     own = choose_device(device, local_rank, local_size)
-    heartbeat = None
+    heartbeat = Heartbeat()
     if size > 1:
         die_with_launcher()  # A run can save only after all ranks have joined.
-        heartbeat = _join(rank, size, own, local_rank == 0)
+        heartbeat = _join(rank, size, own)
     if is_launched:
         # If the launcher dies, a run on one machine saves and stops. With several machines this process must end at
         # once: the other launchers restart the run without this machine (torchrun --nnodes=1:2).
         die_with_parent(signal.SIGTERM if size == local_size else signal.SIGKILL)
-    if heartbeat:
-        heartbeat.watches_store = size > local_size  # The store can be on another machine.
+    if size > 1:
+        # The store can be on another machine.
+        heartbeat.watches_store, heartbeat.prints = size > local_size, local_rank == 0
         heartbeat.start()
     end = ""
     try:
@@ -69,20 +69,17 @@ def open_world(device: str = "auto") -> Iterator[World]:
         end = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}".rstrip(": ")
         raise
     finally:
-        if heartbeat:
+        if size > 1:
             heartbeat.stop(end)
             dist.destroy_process_group()
 
 
-def _join(rank: int, size: int, device: torch.device, prints: bool) -> Heartbeat:
+def _join(rank: int, size: int, device: torch.device) -> Heartbeat:
     """Connect to the other processes and return a heartbeat. Raises UsageError if that fails."""
     where = tuple(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     on_gpu = device.type == "cuda"
     try:
-        of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store_timeout = _TORCHRUN_STORE_TIMEOUT if of_torchrun else _COLLECTIVE_TIMEOUT
-        found, _, _ = next(rendezvous("env://", rank, size, timeout=store_timeout))
-        found.set_timeout(_COLLECTIVE_TIMEOUT)  # Other ranks may still import torch.
+        found, _, _ = next(rendezvous("env://", rank, size, timeout=_COLLECTIVE_TIMEOUT))
         start = _name_start(found, rank, size)
         dist.init_process_group(
             # Gloo sends objects of the host, such as messages. NCCL sends tensors of GPUs.
@@ -103,7 +100,7 @@ def _join(rank: int, size: int, device: torch.device, prints: bool) -> Heartbeat
             "the first machine, and set GLOO_SOCKET_IFNAME to the network device if a host name resolves to 127.0.1.1"
         ) from error
     own = dist.PrefixStore(f"heartbeat/{start}", store)
-    return Heartbeat(own, rank, size, _COLLECTIVE_TIMEOUT.total_seconds(), prints)
+    return Heartbeat(own, rank, size, _COLLECTIVE_TIMEOUT.total_seconds())
 
 
 def _name_start(store: dist.Store, rank: int, size: int) -> str:
@@ -143,12 +140,3 @@ def launcher_id() -> str | None:
     with suppress(OSError, IndexError):
         started = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     return f"{name} {socket.gethostname()}:{pid}:{started}"
-
-
-def _number(name: str) -> int:
-    text = os.environ.get(name, "")
-    if not text.isdecimal():
-        raise UsageError(
-            f"the environment has {name}={text!r}, not a number; start through torchrun, which sets {name}"
-        )
-    return int(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,12 +22,12 @@ _DOWNLOAD_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class World:
-    """This process among the other processes: rank, number of ranks, and device."""
+    """This process among the other processes: rank, number of ranks, device, and the heartbeat of this rank."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = _CPU
-    heartbeat: Heartbeat | None = field(default=None, compare=False, repr=False)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -84,16 +84,10 @@ class World:
             shared.is_shared = True
             raise shared from failure
 
-    def set_activity(self, activity: str) -> None:
-        """Set the activity of this rank. If this rank is lost, the message of the other ranks names the activity."""
-        if self.heartbeat:
-            self.heartbeat.activity = activity
-
     def set_timeout(self, seconds: float) -> None:
         """Set the time after which a rank that does not answer is lost."""
-        if self.heartbeat:
-            self.heartbeat.timeout = seconds
-            _limit_collectives(seconds + _AFTER_HEARTBEAT)
+        self.heartbeat.timeout = seconds
+        self._limit_collectives(seconds + _AFTER_HEARTBEAT)
 
     @contextmanager
     def downloading(self) -> Iterator[None]:
@@ -101,28 +95,16 @@ class World:
 
         A rank that is lost meanwhile is found as soon as elsewhere.
         """
-        if self.heartbeat is None:
-            yield
-            return
-        _limit_collectives(_DOWNLOAD_SECONDS)
+        self._limit_collectives(_DOWNLOAD_SECONDS)
         try:
             yield
         finally:
-            _limit_collectives(self.heartbeat.timeout + _AFTER_HEARTBEAT)
+            self._limit_collectives(self.heartbeat.timeout + _AFTER_HEARTBEAT)
 
-    def on_peer_lost(self, report: Callable[[str], None], advice: Callable[[], str] | None = None) -> None:
-        """Call `report` with a message, in another thread, before this process ends because of a lost rank.
-
-        `advice` returns the last sentence of the message: how to resume the run.
-        """
-        if self.heartbeat:
-            self.heartbeat.on_peer_lost = report
-            self.heartbeat.advice = advice or self.heartbeat.advice
-
-    def set_stop_check(self, is_stopping: Callable[[], bool]) -> None:
-        """Use a short timeout once `is_stopping()` returns True. The thread of the heartbeat calls the function."""
-        if self.heartbeat:
-            self.heartbeat.is_stopping = is_stopping
+    def _limit_collectives(self, seconds: float) -> None:
+        if self.size > 1 and dist.is_initialized():
+            set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # Before 2.14.
+            set_timeout(timedelta(seconds=seconds))
 
     @contextmanager
     def translate_errors(self) -> Iterator[World]:
@@ -130,12 +112,6 @@ class World:
         try:
             yield self
         except BaseException as error:
-            explained = out_of_memory(error) or (self.heartbeat and self.heartbeat.explain(error))
-            if explained:
+            if explained := out_of_memory(error) or self.heartbeat.explain(error):
                 raise explained from None
             raise
-
-
-def _limit_collectives(seconds: float) -> None:
-    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # Before 2.14.
-    set_timeout(timedelta(seconds=seconds))

@@ -6,17 +6,15 @@ import atexit
 import io
 import json
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from seresnext.errors import Failure
+from seresnext.files import write_atomically
 from seresnext.printable import for_terminal
 
 INTERRUPTED = 130
@@ -34,10 +32,8 @@ def write_error_file(message: str) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         details = {"py_callstack": message, "timestamp": str(int(time.time()))}
-        temporary = Path(f"{path}.{time.monotonic_ns()}")  # torchrun fails on an incomplete file.
         with suppress(OSError):
-            temporary.write_text(json.dumps({"message": {"message": message, "extraInfo": details}}))
-            temporary.replace(path)
+            write_atomically(Path(path), json.dumps({"message": {"message": message, "extraInfo": details}}))
 
 
 def replace_closed_streams() -> None:
@@ -57,18 +53,9 @@ def replace_closed_streams() -> None:
         stream = getattr(sys, name)
         if number and stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
             raw = _LosablePipe(number, "w", closefd=False)
-            is_buffered = not stream.write_through  # `python -u` switches buffers off.
-            setattr(
-                sys,
-                name,
-                io.TextIOWrapper(
-                    io.BufferedWriter(raw) if is_buffered else raw,  # pyright: ignore[reportArgumentType]
-                    stream.encoding,
-                    "backslashreplace",
-                    line_buffering=stream.line_buffering,
-                    write_through=not is_buffered,
-                ),
-            )
+            buffer = raw if stream.write_through else io.BufferedWriter(raw)  # `python -u` switches buffers off.
+            options = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+            setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", **options))  # pyright: ignore[reportArgumentType]
 
 
 class _LosablePipe(io.FileIO):
@@ -119,50 +106,16 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 def exit_code_of(main: Callable[[], None], interrupted: str = "interrupted") -> int:
     """Run a program of one process and return the exit code: 0, the code of a failure, or 130 after Ctrl-C.
 
-    Print the message of a failure. After Ctrl-C, print `interrupted`. If standard output cannot be written (a full
-    disk), print one line and return 120.
+    Print the message of a failure. After Ctrl-C, print `interrupted`.
     """
-    code = 0
     try:
-        with _remember_interrupt() as was_interrupted:
-            try:
-                main()
-            except SystemExit as end:  # From argparse.
-                code = int(end.code or 0)
-            except (Exception, KeyboardInterrupt) as error:
-                # Ctrl-C in the middle of an import, or in a library that translates errors, appears as another error.
-                if isinstance(error, KeyboardInterrupt) or was_interrupted():
-                    print(interrupted, file=sys.stderr)
-                    code = INTERRUPTED
-                elif isinstance(error, Failure):
-                    print(f"error: {for_terminal(error)}", file=sys.stderr)
-                    code = error.exit_code
-                else:
-                    raise
-        sys.stdout.flush()
-    except OSError as error:
-        if error.filename != _STREAMS[1]:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # The interpreter flushes the stream once more at the end.
-        print(f"error: {error.filename} cannot be written: {error.strerror}; redirect the output", file=sys.stderr)
-        return _UNWRITTEN
-    return code
-
-
-@contextmanager
-def _remember_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether Ctrl-C came in the block."""
-    before, interrupts = signal.getsignal(signal.SIGINT), []
-    if not callable(before) or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        interrupts.append(number)
-        before(number, frame)
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield lambda: bool(interrupts)
-    finally:
-        signal.signal(signal.SIGINT, before)
+        main()
+    except SystemExit as end:  # From argparse.
+        return int(end.code or 0)
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
+    except Failure as failure:
+        print(f"error: {for_terminal(failure)}", file=sys.stderr)
+        return failure.exit_code
+    return 0

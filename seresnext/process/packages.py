@@ -6,7 +6,6 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from seresnext.errors import UsageError
 
@@ -16,21 +15,14 @@ LIGHT_PACKAGES = ("pydantic", "yaml")
 PACKAGES = (*LIGHT_PACKAGES, "numpy", "PIL", "safetensors", "tensorboard", "torch", "torchvision", "tqdm")
 """The packages that all other commands need, without the extras."""
 
-_OLDEST_PYTHON = (3, 11)
-
 
 def require_packages(names: Sequence[str] = PACKAGES) -> None:
-    """Raise UsageError if this Python is too old, or lacks one of the packages. Import no package."""
-    is_old = sys.version_info < _OLDEST_PYTHON
-    if not is_old and all(map(importlib.util.find_spec, names)):
+    """Raise UsageError if this Python lacks one of the packages. Import no package."""
+    if all(map(importlib.util.find_spec, names)):
         return
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    found = f"is Python {sys.version.split()[0]}, older than 3.11" if is_old else f"has no {', '.join(missing)}"
-    venv = Path(__file__).parents[2] / ".venv"
-    activate = venv / "bin" / "activate"
-    is_other = activate.exists() and Path(sys.prefix).resolve() != venv.resolve()
-    fix = f"run `source {activate}`" if is_other else "run `bash scripts/setup.sh`, or `pip install seresnext`"
-    raise UsageError(f"{sys.executable} {found}; {fix}")
+    fix = "in a clone, run `bash scripts/setup.sh` and `source .venv/bin/activate`; otherwise `pip install seresnext`"
+    raise UsageError(f"{sys.executable} has no {', '.join(missing)}; {fix}")
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -58,8 +57,6 @@ def ignore_signals() -> None:
 
 def die_with_parent(death_signal: signal.Signals) -> None:
     """Ask Linux to send this process a signal when the parent ends, so that a killed launcher leaves no orphans."""
-    if sys.platform != "linux":
-        return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(death_signal))
     # The parent may have ended before this call. The expected parent is known if multiprocessing started this process,
     # or if this process is the command itself.

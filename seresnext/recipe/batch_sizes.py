@@ -27,30 +27,21 @@ def least_micro_size(recipe: Recipe) -> int:
     return 2 if recipe.mix.mixup or recipe.mix.cutmix or lone_stages(recipe) else 1
 
 
-def dividing_micro_size(recipe: Recipe, world_size: int) -> int | None:
-    """Return the micro size nearest below the recipe's that divides a process's share of the global batch.
-
-    None if the share is no whole number, or if all divisors of the share are less than half of the micro size.
-    """
-    total, micro = recipe.batch.global_size, recipe.batch.micro_size
-    if total % world_size:
-        return None
-    share = total // world_size
-    largest = min(micro, share)
-    least = max(least_micro_size(recipe), -(-largest // 2))
-    return next((size for size in range(largest, least - 1, -1) if share % size == 0), None)
-
-
 def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = None) -> dict[str, int] | None:
     """Return sizes near the recipe's that all checks accept for so many processes and training images, or None.
 
-    The global size stays if possible. Otherwise smaller global sizes are tried first, then larger ones.
+    The global size stays if possible, with at least half of the micro size. Otherwise smaller global sizes are tried
+    first, then larger ones.
     """
     total, micro, repeats = recipe.batch.global_size, recipe.batch.micro_size, recipe.augment.repeats
     most = MAX_GLOBAL_SIZE if num_images is None else min(num_images, MAX_GLOBAL_SIZE)
-    if total <= most and total % repeats == 0 and (size := dividing_micro_size(recipe, world_size)):
-        return {"batch.global_size": total, "batch.micro_size": size}
     least = least_micro_size(recipe)
+    if total <= most and total % repeats == total % world_size == 0:
+        share = total // world_size
+        largest = min(micro, share)
+        for size in range(largest, max(least, -(-largest // 2)) - 1, -1):
+            if share % size == 0:
+                return {"batch.global_size": total, "batch.micro_size": size}
     sizes = [max(micro, least)]
     while sizes[-1] > least:
         sizes.append(max(sizes[-1] // 2, least))
@@ -63,19 +54,14 @@ def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = 
     return None
 
 
-def changes(recipe: Recipe, sizes: dict[str, int]) -> dict[str, int]:
-    """Return the sizes that differ from the sizes in the recipe."""
-    own = {"batch.global_size": recipe.batch.global_size, "batch.micro_size": recipe.batch.micro_size}
-    return {key: value for key, value in sizes.items() if value != own[key]}
-
-
 def fitting_in_words(recipe: Recipe) -> str:
     """Return the sizes of `fitting_batch` that differ from the recipe, in words for a message."""
     sizes = fitting_batch(recipe)
     # Without a fitting batch, no global size is even and a multiple of the repeats.
-    return in_words(changes(recipe, sizes)) if sizes else "batch.micro_size=2 and a smaller augment.repeats"
+    return in_words(recipe, sizes) if sizes else "batch.micro_size=2 and a smaller augment.repeats"
 
 
-def in_words(settings: dict[str, int]) -> str:
-    """Return `batch.global_size=32 and batch.micro_size=16`."""
-    return " and ".join(f"{key}={value}" for key, value in settings.items())
+def in_words(recipe: Recipe, sizes: dict[str, int]) -> str:
+    """Return the sizes that differ from the recipe's, as `batch.global_size=32 and batch.micro_size=16`."""
+    own = {"batch.global_size": recipe.batch.global_size, "batch.micro_size": recipe.batch.micro_size}
+    return " and ".join(f"{key}={value}" for key, value in sizes.items() if value != own[key])

@@ -1,85 +1,111 @@
-"""Checks of keys against each other. A key without effect is refused, not ignored."""
+"""Checks of keys against each other. A key without effect is refused, not ignored.
+
+Durations in epochs and in steps can be compared only when the steps of an epoch are known. Durations are checked
+twice: when the recipe is read, and by the run. A setting that would take effect after the end of the run is a notice
+and not an error, so that `--set length=3st` turns any recipe into a short test.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import reduce
 from typing import Any
+from urllib.parse import urlsplit
 
+from seresnext.durations import Duration
 from seresnext.errors import RecipeError
-from seresnext.recipe.batch_sizes import changes, fitting_batch, fitting_in_words, in_words, lone_stages, smallest_image
-from seresnext.recipe.check_images import image_problems
-from seresnext.recipe.check_lengths import duration_problems
+from seresnext.recipe.batch_sizes import fitting_batch, fitting_in_words, in_words, lone_stages, smallest_image
 from seresnext.recipe.explain import Problem, one_of
 from seresnext.recipe.reader import write_value
-from seresnext.recipe.schema import AUTO_CLASSES, ONLY_FOR, Recipe
-
-# Keys of image files. Any recipe may have these keys, since `--set data.format=synthetic` works with any recipe.
-_FILE_KEYS = {
-    "augment": ("crop_scale", "crop_ratio", "flip", "interpolation"),
-    "data": ("background", "cache", "exif_rotation", "max_pixels", "on_error", "sampling", "train_split", "val_split"),
-    "evaluation": ("crop_pct", "interpolation"),
-}
+from seresnext.recipe.schema import AUTO_CLASSES, ONLY_FOR, ProgressiveSection, Recipe
 
 
-def cross_field_problems(recipe: Recipe) -> list[Problem]:
-    """Return every disagreement between the keys of a recipe."""
-    checks = (_model, image_problems, _batch, _optimizer, _loss, _runtime, _evaluation, _checkpoint, duration_problems)
-    return [*_limited_keys(recipe, unused=False), *(problem for check in checks for problem in check(recipe))]
+def cross_field_problems(recipe: Recipe, is_new: bool) -> Iterator[Problem]:
+    """Yield every disagreement between the keys of a recipe, and every value without effect if the recipe `is_new`.
 
-
-def unused_settings(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[Problem]:
-    """Yield every value without effect that a user wrote for a new run. `origins` is as in `LoadedRecipe`.
-
-    The recipe in a checkpoint may have such values: earlier versions accepted them.
+    The recipe in a checkpoint may have values without effect: earlier versions accepted them.
     """
-    yield from _limited_keys(recipe, unused=True)
-    if recipe.data.format == "synthetic":
-        reason = "synthetic images have no files and are not augmented; remove the key"
-        for key in (f"{section}.{name}" for section, names in _FILE_KEYS.items() for name in names):
-            if origins.get(key) == "--set":
-                yield Problem(key, f"has no effect with data.format synthetic: {reason}", ("data.format",))
-    yield from _smoothing(recipe)
+    for check in (_missing, _model, _above_limit, _data, _batch, _training, _durations):
+        yield from check(recipe)
+    if is_new:
+        yield from _unused(recipe)
 
 
-def _limited_keys(recipe: Recipe, unused: bool) -> Iterator[Problem]:
-    """Yield the missing keys of ONLY_FOR, or the keys of ONLY_FOR without effect if `unused`."""
-    for key, (other, names, example) in ONLY_FOR.items():
-        path, _, name = key.rpartition(".")
-        section: Any = reduce(getattr, path.split("."), recipe)
-        if section is None:
-            continue
-        values, default = section.model_dump(mode="json"), type(section)().model_dump(mode="json")[name]
-        value, chosen, other = values[name], values[other], f"{path}.{other}"
-        has_effect = chosen in names.split()
-        if has_effect and value is None and example and not unused:
+def _missing(recipe: Recipe) -> Iterator[Problem]:
+    for other, chosen, key, example in (
+        ("augment.policy.name", "randaugment", "augment.policy.num_ops", "2"),
+        ("augment.policy.name", "randaugment", "augment.policy.magnitude", "9"),
+        ("data.format", "synthetic", "data.synthetic_images", "5000"),
+        ("schedule.name", "step", "schedule.every", "30ep"),
+        ("schedule.name", "step", "schedule.factor", "0.1"),
+        ("data.progressive", "", "data.progressive.min_size", "128"),
+        ("data.progressive", "", "data.progressive.end_ramp", "60ep"),
+    ):
+        if (value := _at(recipe, other)) and (not chosen or value == chosen) and _at(recipe, key) is None:
             yield Problem(key, f"is missing: {other} {chosen} needs a value, such as {example}", (other,))
-        if not has_effect and value != default and unused:
-            wanted = f"{other} {one_of(names.split())}"
-            message = f"is for {wanted} and has no effect with {chosen}, found {write_value(value)}"
+
+
+def _above_limit(recipe: Recipe) -> Iterator[Problem]:
+    for key, relation, other in (
+        ("augment.policy.magnitude", "below", "augment.policy.num_magnitude_bins"),
+        ("data.progressive.max_size", "at most", "data.image_size"),
+        ("data.progressive.min_size", "below", "data.image_size"),
+        ("data.progressive.min_size", "below", "data.progressive.max_size"),
+        ("schedule.final_lr", "at most", "optimizer.lr"),
+    ):
+        value, limit = _at(recipe, key), _at(recipe, other)
+        if value is not None and limit is not None and (value > limit or (value == limit and relation == "below")):
+            yield Problem(key, f"must be {relation} {other}, {limit}, found {value}", (other,))
+
+
+def _at(recipe: Recipe, key: str) -> Any:
+    """Return the section or value of a dotted key, or None in a section that is null."""
+    return reduce(lambda section, name: section and getattr(section, name), key.split("."), recipe)
+
+
+def _unused(recipe: Recipe) -> Iterator[Problem]:
+    """Yield a problem for each key without effect with another value than the default."""
+    for key, reason, related in _without_effect(recipe):
+        path, _, name = key.rpartition(".")
+        section = _at(recipe, path)
+        value, default = (each.model_dump(mode="json")[name] for each in (section, type(section).model_construct()))
+        if value != default:
             fix = f"write the default, {write_value(default)}, or remove the key"
-            yield Problem(key, f"{message}; {fix}", (other,))
+            yield Problem(key, f"has no effect {reason}, found {write_value(value)}; {fix}", tuple(related.split()))
+    loss = recipe.loss
+    if loss.name == "bce" and loss.target_threshold is not None and loss.label_smoothing and _is_mixed(recipe):
+        message = "has no effect except to move loss.target_threshold, which makes every target 0 or 1, found"
+        yield Problem("loss.label_smoothing", f"{message} {loss.label_smoothing}; write 0", ("loss.target_threshold",))
 
 
-def _smoothing(recipe: Recipe) -> Iterator[Problem]:
-    """Yield a problem if a threshold makes label smoothing useless.
-
-    The threshold turns every smoothed target into 0 or 1. Smoothing then only moves the threshold (share: part of an
-    image in the mix, s: smoothing, K: classes):
-
-    share (1 - s) + s / K > threshold  <=>  share > (threshold - s / K) / (1 - s)
-    """
-    smoothing, threshold = recipe.loss.label_smoothing, recipe.loss.target_threshold
-    if recipe.loss.name != "bce" or threshold is None or not smoothing or not _is_mixed(recipe):
-        return  # `_loss` reports the other cases.
-    same = (threshold - smoothing / (recipe.model.num_classes or 1000)) / (1 - smoothing)
-    hint = f" (a threshold of {same:.3g} then gives the same targets)" if 0 <= same < 1 else ""
-    yield Problem(
-        "loss.label_smoothing",
-        f"has no effect except to move loss.target_threshold, {threshold}, which makes every target 0 or 1, found "
-        f"{smoothing}; write 0{hint}",
-        ("loss.target_threshold",),
-    )
+def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """Yield each key without effect, the reason, and the keys that are the reason."""
+    model, optimizer, augment = recipe.model, recipe.optimizer, recipe.augment
+    for other, names, keys in ONLY_FOR:
+        if (chosen := _at(recipe, other)) and chosen not in names.split():
+            for key in keys.split():
+                yield key, f"with {other} {chosen}, only with {one_of(names.split())}", other
+    blocks, stages = {"layer1", "layer2", "layer3", "layer4"}, set(model.never_trained)
+    is_threshold_idle = recipe.loss.name == "bce" and not _is_mixed(recipe)
+    mixes, jitter = "mix.mixup mix.cutmix", augment.color_jitter
+    augments = "augment.policy augment.color_jitter augment.erasing augment.repeats"
+    head = "optimizer.head_lr optimizer.layer_decay evaluation.recalibrate"
+    for has_no_effect, keys, reason, related in (
+        (not model.weights, "model.reset_head", "without model.weights", "model.weights"),
+        (model.weights, "model.zero_init_last", "with model.weights", "model.weights"),
+        (not model.frozen, "model.frozen_until", "without model.frozen", "model.frozen"),
+        (blocks <= stages, "model.drop_path_rate", "if layer1 to layer4 are in model.frozen", "model.frozen"),
+        (blocks <= stages, "runtime.grad_checkpointing", "if layer1 to layer4 are in model.frozen", "model.frozen"),
+        (len(stages) == 5, head, "if all stages are in model.frozen", "model.frozen"),
+        (optimizer.head_lr == optimizer.lr, "optimizer.head_lr", "with the same optimizer.lr", "optimizer.lr"),
+        (not optimizer.weight_decay, "optimizer.decay_norm_and_bias", "without weight decay", "optimizer.weight_decay"),
+        (not _is_mixed(recipe), "mix.off_after", "if mixup and CutMix are off", mixes),
+        (is_threshold_idle, "loss.target_threshold", "except to undo label smoothing without mixing", mixes),
+        (recipe.data.format == "synthetic", augments, "with synthetic images", "data.format"),
+        (jitter and not any(dict(jitter).values()), "augment.color_jitter", "with all factors 0", ""),
+    ):
+        for key in keys.split() if has_no_effect else ():
+            yield key, reason, related
 
 
 def _is_mixed(recipe: Recipe) -> bool:
@@ -97,7 +123,7 @@ def check_world(recipe: Recipe, world_size: int, num_images: int | None = None) 
     fitting = [str(count) for count in range(1, total // micro + 1) if total // micro % count == 0]
     advice = [f"start {one_of(fitting)} processes"]
     if sizes := fitting_batch(recipe, world_size, num_images):
-        advice.append(f"set {in_words(changes(recipe, sizes))}")
+        advice.append(f"set {in_words(recipe, sizes)}")
     problem = f"{total} images cannot be split over {world_size} processes in micro-batches of {micro}"
     raise RecipeError([f"batch.global_size: {problem} (batch.micro_size); {', or '.join(advice)}"])
 
@@ -110,21 +136,9 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
     if model.num_classes == AUTO_CLASSES and data.format == "synthetic":
         message = "needs class folders, and synthetic images have none; write a number"
         yield Problem("model.num_classes", message, ("data.format",))
-    if model.reset_head and model.weights is None:
-        message = "has no effect without model.weights: a new network has a new head anyway; write false"
-        yield Problem("model.reset_head", message, ("model.weights",))
-    if model.zero_init_last and model.weights is not None:
-        message = "has no effect with model.weights: the loaded weights replace the zeros; write false"
-        yield Problem("model.zero_init_last", message, ("model.weights",))
-    if model.frozen_until and not model.frozen:
-        message = f"has no effect without model.frozen, found {model.frozen_until}; write null, or name the stages"
-        yield Problem("model.frozen_until", message, ("model.frozen",))
     if model.frozen and model.weights is None:
         message = "needs model.weights: without loaded weights the stages would stay random; write []"
         yield Problem("model.frozen", message, ("model.weights",))
-    if model.drop_path_rate and _are_blocks_frozen(recipe):
-        message = f"has no effect if all of layer1 to layer4 are in model.frozen, found {model.drop_path_rate}; write 0"
-        yield Problem("model.drop_path_rate", message, ("model.frozen",))
     if model.in_channels != 3 and data.format != "synthetic":
         message = f"must be 3, since image files are read as RGB, found {model.in_channels}"
         yield Problem("model.in_channels", message, ("data.format",))
@@ -134,84 +148,128 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"data.{name}", message, ("model.in_channels",))
 
 
-def _are_blocks_frozen(recipe: Recipe) -> bool:
-    return {"layer1", "layer2", "layer3", "layer4"} <= set(recipe.model.never_trained)
-
-
 def _batch(recipe: Recipe) -> Iterator[Problem]:
-    total, micro = recipe.batch.global_size, recipe.batch.micro_size
+    total, micro, repeats = recipe.batch.global_size, recipe.batch.micro_size, recipe.augment.repeats
+    advice = fitting_in_words(recipe)
     if total % micro:
-        advice = fitting_in_words(recipe)
         message = f"must be a multiple of batch.micro_size, {micro}, found {total}; write {advice}"
         yield Problem("batch.global_size", message, ("batch.micro_size",))
+    if total % repeats:
+        message = f"must divide batch.global_size, {total}, found {repeats}; write {advice}"
+        yield Problem("augment.repeats", message, ("batch.global_size",))
+    if micro == 1 and _is_mixed(recipe):
+        key = "mix.mixup" if recipe.mix.mixup else "mix.cutmix"
+        message = f"needs a second image, and batch.micro_size is 1; write {advice}, or {key}=0"
+        yield Problem(key, message, ("batch.micro_size",))
     if micro == 1 and (alone := lone_stages(recipe)):
         size = smallest_image(recipe)
         yield Problem(
             "batch.micro_size",
             f"must be at least 2, found 1: {one_of(alone)} reduces one image of {size}x{size} pixels to one pixel, and "
-            f"BatchNorm's variance needs more; write {fitting_in_words(recipe)}",
+            f"BatchNorm's variance needs more; write {advice}",
             ("data.progressive.min_size" if size < recipe.data.image_size else "data.image_size",),
         )
 
 
-def _optimizer(recipe: Recipe) -> Iterator[Problem]:
-    optimizer, schedule = recipe.optimizer, recipe.schedule
+def _training(recipe: Recipe) -> Iterator[Problem]:
+    optimizer, runtime = recipe.optimizer, recipe.runtime
     if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
         yield Problem("optimizer.nesterov", "needs optimizer.momentum above 0; write false", ("optimizer.momentum",))
-    if not optimizer.decay_norm_and_bias and optimizer.weight_decay == 0:
-        message = "has no effect with optimizer.weight_decay 0, found false; write true"
-        yield Problem("optimizer.decay_norm_and_bias", message, ("optimizer.weight_decay",))
-    if optimizer.head_lr == optimizer.lr:
-        message = f"has no effect with the same optimizer.lr, found {optimizer.head_lr}; write null"
-        yield Problem("optimizer.head_lr", message, ("optimizer.lr",))
-    if len(set(recipe.model.never_trained)) == 5:  # The classifier trains alone.
-        for key, usual, fix in (("head_lr", None, "null, and set optimizer.lr"), ("layer_decay", 1.0, "1")):
-            if (value := getattr(optimizer, key)) != usual:
-                message = f"has no effect if all stages are in model.frozen, found {value}; write {fix}"
-                yield Problem(f"optimizer.{key}", message, ("model.frozen",))
-    if schedule.name != "step" and schedule.final_lr > optimizer.lr:
-        message = f"must not be above optimizer.lr, {optimizer.lr}, found {schedule.final_lr}"
-        yield Problem("schedule.final_lr", message, ("optimizer.lr", "schedule.name"))
-
-
-def _loss(recipe: Recipe) -> Iterator[Problem]:
-    threshold = recipe.loss.target_threshold
     if recipe.loss.class_weights == recipe.data.sampling == "balanced":
         message = "is balanced like data.sampling: rare classes would count twice; write null, or sample by shuffle"
         yield Problem("loss.class_weights", message, ("data.sampling",))
-    if recipe.loss.name == "bce" and threshold is not None and not _is_mixed(recipe):
-        message = f"only undoes label smoothing if mixup and CutMix are off, found {threshold}; write null"
-        yield Problem("loss.target_threshold", message, ("mix.mixup", "mix.cutmix"))
-
-
-def _runtime(recipe: Recipe) -> Iterator[Problem]:
-    runtime = recipe.runtime
     if runtime.grad_checkpointing and runtime.compile is True:
         message = "is for models that are not compiled; write false, or set runtime.compile to false or auto"
         yield Problem("runtime.grad_checkpointing", message, ("runtime.compile",))
-    if runtime.grad_checkpointing and _are_blocks_frozen(recipe):
-        message = "has no effect if all of layer1 to layer4 are in model.frozen, without a backward pass; write false"
-        yield Problem("runtime.grad_checkpointing", message, ("model.frozen",))
     if runtime.compress_gradients != "none" and runtime.precision == "fp64":
         message = "would round the gradients of fp64 to 8 bits; write none, or change runtime.precision"
         yield Problem("runtime.compress_gradients", message, ("runtime.precision",))
-
-
-def _evaluation(recipe: Recipe) -> Iterator[Problem]:
-    evaluation = recipe.evaluation
-    if evaluation.weights == "ema" and recipe.ema is None:
+    if recipe.evaluation.weights == "ema" and recipe.ema is None:
         message = "is ema, but ema is null, so the run has no average; write auto or model, or give the ema section"
         yield Problem("evaluation.weights", message, ("ema",))
-    if evaluation.recalibrate and recipe.early_stop:
+    if recipe.evaluation.recalibrate and recipe.early_stop:
         message = "needs a last validation that is known in advance, unlike with early_stop; write null for one"
         yield Problem("evaluation.recalibrate", message, ("early_stop",))
-    if evaluation.recalibrate and len(set(recipe.model.never_trained)) == 5:
-        message = "has no effect if all stages are in model.frozen: BatchNorm statistics then stay; write null"
-        yield Problem("evaluation.recalibrate", message, ("model.frozen",))
-
-
-def _checkpoint(recipe: Recipe) -> Iterator[Problem]:
     every, keep_every = recipe.checkpoint.every, recipe.checkpoint.keep_every
     if keep_every and (keep_every.unit != every.unit or keep_every.count % every.count):
         message = f"must be a multiple of checkpoint.every, {every}, found {keep_every}: only saved ones can be kept"
         yield Problem("checkpoint.keep_every", message, ("checkpoint.every",))
+
+
+def _data(recipe: Recipe) -> Iterator[Problem]:
+    data = recipe.data
+    if data.split and (data.train_split != "train" or data.val_split not in ("val", "valid", "validation")):
+        message = f"divides train into train and val, found {data.train_split} and {data.val_split}; write null"
+        yield Problem("data.split", message, ("data.train_split", "data.val_split"))
+    _, is_address, address = data.root.partition("://")
+    if is_address and data.format not in ("shards", "synthetic"):
+        message = f"is an address, and data.format {data.format} reads folders; write a folder, or data.format shards"
+        yield Problem("data.root", message, ("data.format",))
+    try:
+        urlsplit(data.root)
+    except ValueError:  # such as https://[x/y; a folder may contain any text
+        if is_address:
+            yield Problem("data.root", "is not a valid address; write an address like https://host/folder")
+    if "@" in address.partition("/")[0] or "?" in address:
+        yield Problem(
+            "data.root",
+            "contains a user, a password or a query, and every checkpoint stores the address; give credentials through "
+            "the environment, ~/.netrc or the cloud's own configuration",
+        )
+    if data.sampling == "balanced" and data.shuffle_shards is not None:
+        message = f"needs images in any order, and balanced data.sampling chooses by class, found {data.shuffle_shards}"
+        yield Problem("data.shuffle_shards", f"{message}; write null, or sample by shuffle", ("data.sampling",))
+
+
+def check_lengths(recipe: Recipe, steps_per_epoch: int) -> list[str]:
+    """Compare all durations of a run. Return a notice for each setting that the run does not reach.
+
+    Raises `RecipeError` with every disagreement between two durations.
+    """
+    if problems := list(_durations(recipe, steps_per_epoch)):
+        where = f"(an epoch has {steps_per_epoch} steps)"
+        raise RecipeError([f"{problem.key}: {problem.message} {where}" for problem in problems])
+    return list(_unreached_settings(recipe, steps_per_epoch))
+
+
+def _durations(recipe: Recipe, steps_per_epoch: int | None = None) -> Iterator[Problem]:
+    """Yield every disagreement between two durations, neither of which is the length."""
+    progressive = recipe.data.progressive or ProgressiveSection()
+    early_stop, every = recipe.early_stop, recipe.evaluation.every
+    start, end = progressive.start_ramp, progressive.end_ramp
+    if end and _is_longer(start, end, steps_per_epoch):
+        message = f"must not be after data.progressive.end_ramp, {end}, found {start}"
+        yield Problem("data.progressive.start_ramp", message, ("data.progressive.end_ramp",))
+    if early_stop and _is_longer(every, early_stop.patience, steps_per_epoch):
+        message = f"must not be shorter than evaluation.every, {every}, found {early_stop.patience}"
+        yield Problem("early_stop.patience", message, ("evaluation.every",))
+
+
+def _unreached_settings(recipe: Recipe, steps_per_epoch: int) -> Iterator[str]:
+    """Yield a notice for each setting that would take effect after the end of the run.
+
+    `end_ramp` and `keep_every` still have an effect at the last step.
+    """
+    schedule, progressive, early_stop = recipe.schedule, recipe.data.progressive, recipe.early_stop
+    every = schedule.every if schedule.name == "step" else None
+    end_ramp = progressive and progressive.end_ramp
+    settings = [
+        ("mix.off_after", recipe.mix.off_after, "images are mixed to the end", False),
+        ("model.frozen_until", recipe.model.frozen_until, "the stages of model.frozen do not train", False),
+        ("schedule.every", every, "the learning rate never falls", False),
+        ("schedule.warmup", schedule.warmup, "the learning rate rises to the end", False),
+        ("data.progressive.end_ramp", end_ramp, "images do not grow to their full size", True),
+        ("early_stop.patience", early_stop and early_stop.patience, "the run cannot end early", False),
+        ("checkpoint.keep_every", recipe.checkpoint.keep_every, "the setting keeps no checkpoint", True),
+    ]
+    end = recipe.length.steps(steps_per_epoch)
+    for key, value, effect, includes_end in settings:
+        if value and value.count and value.steps(steps_per_epoch) >= end + includes_end:
+            yield f"note: {key}, {value}, is not reached within length, {recipe.length}: {effect}"
+
+
+def _is_longer(a: Duration, b: Duration, steps_per_epoch: int | None) -> bool:
+    """Return whether `a` is longer. False for different units if the steps of an epoch are not known."""
+    if steps_per_epoch is None:
+        return a.unit == b.unit and a.count > b.count
+    return a.steps(steps_per_epoch) > b.steps(steps_per_epoch)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os.path
 from pathlib import Path
 
-from seresnext.errors import RecipeError
+from seresnext.errors import DataError, RecipeError
+from seresnext.files import read_text
 from seresnext.printable import shorten
 from seresnext.recipe.explain import near_miss
-from seresnext.recipe.reader import MAX_BYTES, Node, Unreadable, decode_bytes, read_yaml
+from seresnext.recipe.reader import MAX_BYTES, Node, read_yaml
 
 _PACKAGE = Path(__file__).parents[1]
 _MAX_BASES_DEEP = 20
@@ -35,7 +36,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     """
     path = _find(str(name_or_path), Path())
     if path is None:
-        raise RecipeError([_not_found(str(name_or_path), Path(), "the current folder")])
+        raise RecipeError([_not_found(str(name_or_path), "the current folder")])
     return path
 
 
@@ -48,13 +49,10 @@ def _find(name: str, folder: Path) -> Path | None:
     return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113 - False for any bad name
 
 
-def _not_found(name: str, folder: Path, folder_name: str) -> str:
+def _not_found(name: str, folder_name: str) -> str:
     """Return the message for a recipe that is not found, with the closest name and all names."""
-    written, names = Path(name), recipe_names()
-    parent = (folder / name).parent
-    files = sorted(file.name for file in parent.glob("*.yaml")) if os.path.isdir(parent) else []  # noqa: PTH112
-    file = near_miss(written.name, files)
-    close = written.with_name(file) if file else near_miss(written.name.removesuffix(".yaml"), names)
+    names = recipe_names()
+    close = near_miss(Path(name).stem, names)
     hint = f"did you mean {close}? " if close else ""
     known = f"recipes: {', '.join(names) or 'none'}"
     return f"no recipe {shorten(name)!r}: {folder_name} has no such file, and no recipe has this name; {hint}{known}"
@@ -66,72 +64,51 @@ def display(path: Path) -> str:
     return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(path)
 
 
-class RecipeFiles:
-    """Reader of files with their bases. Each file is read once. Problems are appended to the list `problems`.
+def read_file(path: Path) -> Node:
+    """Return the values of a file over the values of its bases. Raises `RecipeError`."""
+    return _read(path, (), {})
 
-    `are_read` is False if a file or a base cannot be read. The values are then incomplete.
-    """
 
-    def __init__(self, problems: list[str]) -> None:
-        self.are_read = True
-        self._problems = problems
-        self._merged: dict[Path, Node] = {}
+def _read(path: Path, above: tuple[Path, ...], done: dict[Path, Node]) -> Node:
+    """Return the values of a file. `above` are the files that are based on it, `done` the values of files by path."""
+    label, key = display(path), path.resolve()
 
-    def read(self, path: Path, chain: tuple[Path, ...] = ()) -> Node:
-        """Return the values of a file over the values of its bases. `chain` are the files that are based on it."""
-        key = path.resolve()
-        if key not in self._merged:
-            self._merged[key] = self._read(path, (*chain, key))
-        return self._merged[key]
+    def origin_of(line: int) -> str:
+        return f"{label}:{line}"
 
-    def _fail(self, *problems: str) -> Node:
-        self.are_read = False
-        self._problems += problems
-        return Node({}, "")
+    if key in done:
+        return done[key]
+    if path.stat().st_size > MAX_BYTES:
+        raise RecipeError([f"{label}: larger than {MAX_BYTES:,} bytes; this is not a recipe"])
+    try:
+        root = read_yaml(read_text(Path(label)), origin_of)
+    except DataError as error:
+        raise RecipeError([str(error)]) from None
+    if not isinstance(root.value, dict):
+        problem = "is empty or no mapping of sections; write sections, such as 'model: {name: seresnext50}'"
+        raise RecipeError([f"{root.origin}: {problem}"])
+    merged = Node({}, root.origin)
+    if base := root.value.pop("base", None):
+        chain = (*above, key)
+        for item in base.value if isinstance(base.value, list) else [base]:
+            merged = merge(merged, _read(_find_base(item, base.origin, path.parent, chain), chain, done))
+    done[key] = merge(merged, root)
+    return done[key]
 
-    def _read(self, path: Path, chain: tuple[Path, ...]) -> Node:
-        label = display(path)
 
-        def origin_of(line: int) -> str:
-            return f"{label}:{line}"
-
-        try:
-            with path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
-            if len(data) > MAX_BYTES:
-                return self._fail(f"{label}: larger than {MAX_BYTES:,} bytes; this is not a recipe")
-            root, problems = read_yaml(decode_bytes(data, origin_of), origin_of)
-        except OSError as error:
-            return self._fail(f"{label}: cannot be read: {error.strerror}")
-        except Unreadable as problem:
-            return self._fail(str(problem))
-        self._problems += problems
-        if root is None or not isinstance(root.value, dict):
-            found = "is empty" if root is None or root.value is None else "is not a mapping of sections"
-            origin = label if root is None else root.origin
-            return self._fail(f"{origin}: {found}; write sections, such as 'model: {{name: seresnext50}}'")
-        merged = Node({}, root.origin)
-        if base := root.value.pop("base", None):
-            for item in base.value if isinstance(base.value, list) else [base]:
-                merged = merge(merged, self._base(path, base.origin, item, chain))
-        return merge(merged, root)
-
-    def _base(self, path: Path, origin: str, item: Node, chain: tuple[Path, ...]) -> Node:
-        if item.broken:
-            return self._fail()
-        if not isinstance(item.value, str) or not item.value:
-            found = item.written or "no name"
-            return self._fail(f"{origin}: base: expected a recipe or a list of recipes, found {found}")
-        target = _find(item.value, path.parent)
-        if target is None:
-            problem = _not_found(item.value, path.parent, f"the folder of {display(path)}")
-            return self._fail(f"{origin}: base: {problem}")
-        if target.resolve() in chain:
-            names = " -> ".join(display(step) for step in (*chain, target))
-            return self._fail(f"{origin}: base: {display(target)} is based on itself: {names}")
-        if len(chain) > _MAX_BASES_DEEP:
-            return self._fail(f"{origin}: base: more than {_MAX_BASES_DEEP} files deep")
-        return self.read(target, chain)
+def _find_base(item: Node, origin: str, folder: Path, chain: tuple[Path, ...]) -> Path:
+    """Return the file of a base that the last file of the `chain`, in `folder`, names. Raises `RecipeError`."""
+    if not isinstance(item.value, str):
+        raise RecipeError([f"{origin}: base: must be a recipe or a list of recipes, found {item.written or 'no name'}"])
+    path = _find(item.value, folder)
+    if path is None:
+        raise RecipeError([f"{origin}: base: {_not_found(item.value, f'the folder of {display(chain[-1])}')}"])
+    if path.resolve() in chain:
+        names = " -> ".join(map(display, (*chain, path)))
+        raise RecipeError([f"{origin}: base: {display(path)} is based on itself: {names}"])
+    if len(chain) > _MAX_BASES_DEEP:
+        raise RecipeError([f"{origin}: base: more than {_MAX_BASES_DEEP} files deep"])
+    return path
 
 
 def merge(below: Node, above: Node) -> Node:
@@ -141,4 +118,4 @@ def merge(below: Node, above: Node) -> Node:
     merged = dict(below.value)
     for key, node in above.value.items():
         merged[key] = merge(merged[key], node) if key in merged else node
-    return Node(merged, above.origin, broken=above.broken)
+    return Node(merged, above.origin, "a section")

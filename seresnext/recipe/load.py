@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,14 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from seresnext.errors import RecipeError
-from seresnext.paths import expand_home
 from seresnext.printable import shorten
-from seresnext.recipe.check import cross_field_problems, unused_settings
+from seresnext.recipe.check import cross_field_problems
 from seresnext.recipe.explain import REMOVED, Problem, all_keys, explain, unknown_key
-from seresnext.recipe.files import RecipeFiles, display, find_recipe
-from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, Unreadable, read_value, write_scalar
+from seresnext.recipe.files import display, find_recipe, read_file
+from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, has_control, read_value, write_scalar
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 
-_MAX_PROBLEMS = 100
-_PATHS = ("data.root", "data.cache", "data.class_map", "data.exclude", "model.weights", "checkpoint.mirror")
+_MAX_EXPLAINED = 100
 
 
 @dataclass(frozen=True)
@@ -38,17 +36,13 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     A mapping as VALUE replaces the whole section. Raises `RecipeError` with every problem found.
     """
     path = find_recipe(name_or_path)
+    root = read_file(path)
     problems: list[str] = []
-    files = RecipeFiles(problems)
-    root = files.read(path)
     for override in overrides:
-        root = _override(root, override, problems)
-    if not files.are_read:
-        raise RecipeError(_cut(problems))
-    for key in _PATHS:
-        node = root.at(key.split("."))
-        if node and isinstance(node.value, str) and node.value.startswith("~"):
-            root = _replace(root, key.split("."), replace(node, value=str(expand_home(node.value))))
+        try:
+            root = _override(root, override)
+        except RecipeError as error:
+            problems += [f"--set {shorten(override)}: {text.removeprefix('--set: ')}" for text in error.problems]
     recipe = _validate(root, display(path), problems, is_new=True)
     return LoadedRecipe(path.stem, recipe, _origins(to_values(recipe), root))
 
@@ -76,28 +70,16 @@ def to_values(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
-def _override(root: Node, override: str, problems: list[str]) -> Node:
+def _override(root: Node, override: str) -> Node:
     """Return the recipe with one `KEY=VALUE` applied."""
     key, equals, text = override.partition("=")
     key = key.strip()
-    value, found = None, []
     if not equals or not key or not text.strip():
-        found = ["write KEY=VALUE, such as --set optimizer.lr=0.4 (null for no value)"]
-    elif key == "base":
-        found = ["base: write the key in the file of a recipe"]
-    elif key not in all_keys():
+        raise RecipeError(["write KEY=VALUE, such as --set optimizer.lr=0.4 (null for no value)"])
+    if key not in all_keys():
         parent, _, name = key.rpartition(".")
-        is_in_value = all_keys().get(parent) is False
-        hint = f"{parent} has no keys inside; set the value as a whole" if is_in_value else unknown_key(parent, name)
-        found = [f"{shorten(key)}: {hint}"]
-    else:
-        try:
-            value, found = read_value(text, key)
-            found = found if value else [*found, f"{key}: no value"]
-        except Unreadable as problem:
-            found = [str(problem)]
-    problems += [f"--set {shorten(override)}: {problem.removeprefix('--set: ')}" for problem in found]
-    return _replace(root, key.split("."), value) if value else root
+        raise RecipeError([f"{shorten(key)}: {unknown_key(parent, name)}"])
+    return _replace(root, key.split("."), read_value(text))
 
 
 def _replace(root: Node, path: Sequence[str], value: Node) -> Node:
@@ -106,7 +88,7 @@ def _replace(root: Node, path: Sequence[str], value: Node) -> Node:
         return value
     entries = dict(root.value) if isinstance(root.value, dict) else {}
     entries[path[0]] = _replace(entries.get(path[0], Node({}, "--set")), path[1:], value)
-    return Node(entries, root.origin, broken=root.broken)
+    return Node(entries, root.origin, "a section")
 
 
 def _count(value: Any) -> int:
@@ -119,11 +101,11 @@ def _node_of(value: Any, origin: str, depth: int = 0) -> Node:
         raise RecipeError([f"{origin}: nested deeper than {MAX_DEPTH}; this is not a recipe"])
     if isinstance(value, dict):
         # Pydantic gives no location for a key with half of a surrogate pair.
-        if bad := [key for key in map(str, value) if not key.isprintable()]:
+        if bad := [key for key in map(str, value) if has_control(key)]:
             raise RecipeError([f"{origin}: the key {shorten(ascii(bad[0]))} has a control character; remove the key"])
-        return Node({str(key): _node_of(item, origin, depth + 1) for key, item in value.items()}, origin)
+        return Node({str(key): _node_of(item, origin, depth + 1) for key, item in value.items()}, origin, "a section")
     if isinstance(value, list):
-        return Node([_node_of(item, origin, depth + 1) for item in value], origin)
+        return Node([_node_of(item, origin, depth + 1) for item in value], origin, f"a list of {len(value)}")
     return Node(value, origin, write_scalar(value) if isinstance(value, bool | None) else repr(value))
 
 
@@ -133,36 +115,28 @@ def _validate(root: Node, where: str, problems: list[str], is_new: bool = False)
     A recipe `is_new` if it comes from files and options, not from a checkpoint.
     """
     found: list[tuple[Problem, Node | None]] = []
-    unseen = 0
+    more: list[str] = []
     try:
         recipe = Recipe.model_validate(root.plain())
     except ValidationError as error:
-        # Only the errors that are shown are explained, since the search for a close name takes time.
         errors = error.errors(include_url=False)
-        found = [explain(details, root) for details in errors[:_MAX_PROBLEMS]]
-        unseen = len(errors) - len(found)
+        # The search for a close name takes time.
+        found = [explain(details, root) for details in errors[:_MAX_EXPLAINED]]
+        more = [f"and {len(errors) - len(found)} more"] if len(errors) > len(found) else []
         recipe = _repaired(root.plain(), errors)
     wrong = [problem.key.partition("[")[0] for problem, _ in found]
     if recipe:
-        unused = unused_settings(recipe, _origins(to_values(recipe), root)) if is_new else ()
-        for problem in [*cross_field_problems(recipe), *unused]:
+        for problem in cross_field_problems(recipe, is_new):
             keys = (problem.key, *problem.related)
             if not any(_overlap(key, bad) for key in keys for bad in wrong):
                 # The node of the first key that stands in a file or an override.
                 nodes = (root.at(key.split(".")) for key in keys)
                 found.append((problem, next((node for node in nodes if node), None)))
-    placed = [(node.origin if node else where, problem) for problem, node in found if not (node and node.broken)]
-    placed.sort(key=lambda pair: _file_and_line(pair[0]))
-    if problems or placed:
-        lines = [f"{origin}: {problem.key}: {problem.message}" for origin, problem in placed]
-        raise RecipeError(_cut(problems + lines, unseen))
+    problems += [f"{node.origin if node else where}: {problem.key}: {problem.message}" for problem, node in found]
+    if problems:
+        raise RecipeError(problems + more)
     assert recipe is not None
     return recipe
-
-
-def _cut(problems: list[str], unseen: int = 0) -> list[str]:
-    more = len(problems) + unseen - _MAX_PROBLEMS
-    return problems if more <= 0 else [*problems[:_MAX_PROBLEMS], f"and {more} more"]
 
 
 def _repaired(values: dict[str, Any], errors: list[ErrorDetails]) -> Recipe | None:
@@ -183,11 +157,6 @@ def _repaired(values: dict[str, Any], errors: list[ErrorDetails]) -> Recipe | No
 
 def _overlap(a: str, b: str) -> bool:
     return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
-
-
-def _file_and_line(origin: str) -> tuple[str, int]:
-    file, _, line = origin.rpartition(":")
-    return (file, int(line)) if line.isdigit() else (origin, 0)
 
 
 def _origins(values: dict[str, Any], root: Node | None) -> dict[str, str]:

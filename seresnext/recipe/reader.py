@@ -1,10 +1,10 @@
 """YAML for recipes: plain data, with the line of every value and without surprises.
 
 YAML 1.1 and YAML 1.2 disagree in some points. The rules here:
-- A number with an exponent is a number (`1e-4`, `1E5`). `010`, `0x10`, `1_000` and `12:30` are refused, since the two
+- A number with an exponent is a number (`1e-4`, `1E5`). `010`, `0x10`, `1_000` and `12:30` are text, since the two
   versions read different numbers.
 - yes, no, on and off are booleans, as in YAML 1.1. A date is text.
-- A key is always text. Anchors, aliases, merge keys and tags are refused.
+- A key is always text. Anchors, aliases and tags are refused.
 
 The values are built from PyYAML's events, so no tag can construct an object. `MAX_BYTES`, `MAX_DEPTH` and `MAX_VALUES`
 bound time and memory.
@@ -20,12 +20,12 @@ from typing import Any
 
 import yaml
 
+from seresnext.errors import RecipeError
 from seresnext.printable import shorten
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 10
 MAX_VALUES = 1_000
-MAX_DIGITS = 100
 
 _WORDS = {
     form: value
@@ -33,28 +33,23 @@ _WORDS = {
     for word in words.split()
     for form in (word, word.capitalize(), word.upper())
 } | {"": None, "~": None}
-_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,99})")
+_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_REFUSED = [
-    (re.compile(r"[-+]?0[0-9]+"), "begins with 0, which is octal to some readers; write the number without the 0"),
-    (re.compile(r"[-+]?0[xob][0-9a-fA-F_]+"), "is not decimal; write a decimal number"),
-    (re.compile(r"(?=.*_)[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?"), "has underscores; write the digits alone"),
-    (re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"), "is a base-60 number to some readers; write a plain number"),
-]
+_PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*")
+_LIKE_A_NUMBER = re.compile(r"[0-9.][0-9._xobeEa-fA-F+-]*")  # or a date, to some reader
 
 
 @dataclass(frozen=True)
 class Node:
     """A value of a recipe: None, a bool, a number, text, a list of nodes or a dict of nodes.
 
-    `origin` is the file and line, or `--set`. `written` is the spelling of a scalar. `broken`: the problem is reported.
+    `origin` is the file and line, or `--set`. `written` is the spelling of a scalar, or words for a section or a list.
     """
 
     value: Any
     origin: str
     written: str = ""
-    broken: bool = False
 
     def plain(self) -> Any:
         """Return the value without origins."""
@@ -77,48 +72,28 @@ class Node:
         return node
 
 
-class Unreadable(Exception):
-    """A problem after which the rest of the text cannot be read."""
-
-
-class _ValueLoader(yaml.SafeLoader):
-    """A loader for one value of the command line: `#` does not begin a comment.
-
-    The scanner calls `peek` for decisions and `prefix` for the text. `peek` returns a letter in place of `#`.
-    """
-
-    def peek(self, index: int = 0) -> str:
-        character = super().peek(index)
-        return "\N{FULLWIDTH NUMBER SIGN}" if character == "#" else character
-
-
-def read_scalar(text: str) -> tuple[Any, str | None]:
-    """Return the value of an unquoted scalar, and the problem with the scalar or None."""
+def read_scalar(text: str) -> Any:
+    """Return the value of an unquoted scalar: None, a bool, a number or text."""
     if text in _WORDS:
-        return _WORDS[text], None
-    for pattern, problem in _REFUSED:
-        if pattern.fullmatch(text):
-            return text, f"{shorten(text)} {problem} (or in quotes, if this is text)"
+        return _WORDS[text]
     if _INT.fullmatch(text):
-        if len(text) > MAX_DIGITS:
-            return text, f"{shorten(text)} has {len(text)} digits"
-        return int(text), None
+        return int(text)
     if _FLOAT.fullmatch(text):
-        return float(text), None
+        return float(text)
     if _NOT_FINITE.fullmatch(text):
-        return float(text.replace(".", "")), None
-    return text, None
+        return float(text.replace(".", ""))
+    return text
 
 
 def write_scalar(value: Any) -> str:
-    """Return a scalar as text that `read_scalar` reads, in quotes if necessary."""
+    """Return a scalar as text that `read_scalar` and other readers of YAML read, in quotes if necessary."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, str):
         return repr(value)
-    if re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*", value) and read_scalar(value) == (value, None):
+    if _PLAIN.fullmatch(value) and not _LIKE_A_NUMBER.fullmatch(value) and read_scalar(value) == value:
         return value
     return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf")).strip()
 
@@ -137,143 +112,89 @@ def has_control(text: str) -> bool:
     return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
-def decode_bytes(data: bytes, origin_of: Callable[[int], str]) -> str:
-    """Return the text of a file. Raises `Unreadable` with a located message."""
-    if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise Unreadable(f"{origin_of(1)}: begins with a byte order mark; save the file as UTF-8 without one")
-    if (place := data.find(0)) >= 0:
-        where = origin_of(data.count(b"\n", 0, place) + 1)
-        raise Unreadable(f"{where}: contains a NUL byte, so this is not a text file")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        where = origin_of(data.count(b"\n", 0, error.start) + 1)
-        raise Unreadable(f"{where}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
-
-
 class _Builder:
-    """Builder of nodes from PyYAML's events. Collects every problem after which the rest can still be read."""
+    """Builder of nodes from PyYAML's events."""
 
     def __init__(self, loader: yaml.SafeLoader, origin_of: Callable[[int], str]) -> None:
-        self._loader = loader
+        self._next = loader.get_event
         self._origin_of = origin_of
         self._values = 0
-        self.problems: list[str] = []
 
-    def document(self, root_path: str) -> Node | None:
-        """Return the root, or None for an empty text."""
-        self._loader.get_event()  # the stream begins
-        if isinstance(self._loader.get_event(), yaml.StreamEndEvent):
-            return None
-        root = self._node(self._loader.get_event(), root_path, 0)
-        self._loader.get_event()  # the document ends
-        more = self._loader.get_event()
-        if not isinstance(more, yaml.StreamEndEvent):
-            raise Unreadable(f"{self._where(more)}: a second document begins here; a recipe is one document")
+    def document(self) -> Node:
+        """Return the root. The root of an empty text is None."""
+        self._next()  # the stream begins
+        if isinstance(self._next(), yaml.StreamEndEvent):
+            return Node(None, self._origin_of(1))
+        root = self._node(self._next(), 0)
+        self._next()  # the document ends
+        if not isinstance(more := self._next(), yaml.StreamEndEvent):
+            raise self._refusal(more, "a second document begins here; a recipe is one document")
         return root
 
     def _where(self, event: yaml.Event) -> str:
         return self._origin_of(event.start_mark.line + 1)
 
-    def _report(self, event: yaml.Event, path: str, message: str) -> None:
-        self.problems.append(f"{self._where(event)}: {path}{': ' if path else ''}{message}")
+    def _refusal(self, event: yaml.Event, problem: str) -> RecipeError:
+        return RecipeError([f"{self._where(event)}: {problem}"])
 
-    def _node(self, event: Any, path: str, depth: int) -> Node:
-        where = self._where(event)
+    def _node(self, event: Any, depth: int) -> Node:
         self._values += 1
         if self._values > MAX_VALUES:
-            raise Unreadable(f"{where}: more than {MAX_VALUES} values; this is not a recipe")
+            raise self._refusal(event, f"more than {MAX_VALUES} values; this is not a recipe")
         if depth > MAX_DEPTH:
-            raise Unreadable(f"{where}: nested deeper than {MAX_DEPTH}; this is not a recipe")
-        if isinstance(event, yaml.AliasEvent):
-            message = f"alias *{shorten(event.anchor)}; aliases are not allowed, use 'base:' to share values"
-            self._report(event, path, message)
-            return Node(None, where, broken=True)
-        broken = self._report_anchor_and_tag(event, path)
-        if isinstance(event, yaml.SequenceStartEvent):
-            items = []
-            while not isinstance(item := self._loader.get_event(), yaml.SequenceEndEvent):
-                items.append(self._node(item, path, depth + 1))
-            return Node(items, where, broken=broken)
-        if isinstance(event, yaml.MappingStartEvent):
-            return Node(self._mapping(path, depth), where, broken=broken)
-        value, problem = read_scalar(event.value) if event.style is None else (event.value, None)
-        if isinstance(value, str) and has_control(value):
-            problem = "text with a line break or another control character"
-        if problem:
-            self._report(event, path, problem)
-        written = event.value if event.style is None else repr(event.value)
-        return Node(value, where, written, broken or problem is not None)
-
-    def _report_anchor_and_tag(self, event: Any, path: str) -> bool:
+            raise self._refusal(event, f"nested deeper than {MAX_DEPTH}; this is not a recipe")
         if event.anchor is not None:
-            message = f"anchor &{shorten(event.anchor)}; anchors are not allowed, use 'base:' to share values"
-            self._report(event, path, message)
+            kind = "alias *" if isinstance(event, yaml.AliasEvent) else "anchor &"
+            raise self._refusal(event, f"{kind}{shorten(event.anchor)} is not allowed; use 'base:' to share values")
         if event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            self._report(event, path, f"tag {shorten(tag)}; tags are not allowed, write the value alone")
-        return event.anchor is not None or event.tag is not None
+            raise self._refusal(event, f"tag {shorten(tag)} is not allowed; write the value alone")
+        if isinstance(event, yaml.SequenceStartEvent):
+            items = []
+            while not isinstance(item := self._next(), yaml.SequenceEndEvent):
+                items.append(self._node(item, depth + 1))
+            return Node(items, self._where(event), f"a list of {len(items)}")
+        if isinstance(event, yaml.MappingStartEvent):
+            return Node(self._mapping(depth), self._where(event), "a section")
+        if event.style is not None:
+            return Node(event.value, self._where(event), repr(event.value))
+        return Node(read_scalar(event.value), self._where(event), event.value)
 
-    def _mapping(self, path: str, depth: int) -> dict[str, Node]:
+    def _mapping(self, depth: int) -> dict[str, Node]:
         entries: dict[str, Node] = {}
-        while not isinstance(event := self._loader.get_event(), yaml.MappingEndEvent):
-            if not isinstance(event, yaml.ScalarEvent):
-                raise Unreadable(f"{self._where(event)}: a key must be text")
-            self._report_anchor_and_tag(event, path)
-            key = event.value
-            key_path = shorten(f"{path}.{key}" if path else key)
-            node = self._node(self._loader.get_event(), key_path, depth + 1)
-            if has_control(key):
-                self._report(event, path, f"key {shorten(repr(key))} with a line break or another control character")
-            elif key in entries:
-                self._report(event, key_path, f"duplicate key, first written in {entries[key].origin}")
-            elif key == "<<":
-                self._report(event, path, "merge key '<<'; merge keys are not allowed, use 'base:' to share values")
-            else:
-                entries[key] = replace(node, origin=self._where(event))  # The line of a value is the line of the key.
+        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent) or has_control(event.value):
+                raise self._refusal(event, "a key must be text without control characters")
+            if first := entries.get(event.value):
+                raise self._refusal(event, f"duplicate key {shorten(event.value)}, first written in {first.origin}")
+            # The line of a value is the line of the key.
+            entries[event.value] = replace(self._node(self._next(), depth + 1), origin=self._where(event))
         return entries
 
 
-def _syntax(error: yaml.MarkedYAMLError) -> str:
-    problem = error.problem or "not readable as YAML"
-    if "'\\t'" in problem:
-        return "a tab; indent and separate with spaces"
-    if problem == "mapping values are not allowed here":
-        return "unexpected ':'; check the indentation, and put text that contains ': ' in quotes"
-    if problem.startswith("expected '<document start>'"):
-        return "text after the end of the value; put all of the text in quotes"
-    return f"not readable as YAML: {problem}" + (f" ({error.context})" if error.context else "")
+def read_yaml(text: str, origin_of: Callable[[int], str]) -> Node:
+    """Read one document. `origin_of` names a line, such as `my.yaml:3`.
 
-
-def _read(
-    text: str, origin_of: Callable[[int], str], root_path: str, loader_class: type[yaml.SafeLoader]
-) -> tuple[Node | None, list[str]]:
+    Returns the root, with None for an empty text. Raises `RecipeError`, with the place, for no YAML.
+    """
     try:
-        loader = loader_class(text)
+        loader = yaml.SafeLoader(text)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         character = f"U+{ord(text[error.position]):04X}"
-        raise Unreadable(f"{origin_of(line)}: character {character} is not allowed") from None
-    builder = _Builder(loader, origin_of)
+        raise RecipeError([f"{origin_of(line)}: character {character} is not allowed"]) from None
     try:
-        return builder.document(root_path), builder.problems
+        return _Builder(loader, origin_of).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise Unreadable(f"{origin_of(mark.line + 1 if mark else 1)}: {_syntax(error)}") from None
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        fix = "check the quotes, the brackets and the indentation, which is by spaces"
+        raise RecipeError([f"{origin_of(mark.line + 1 if mark else 1)}: no YAML: {problem}; {fix}"]) from None
     except (ValueError, OverflowError):  # PyYAML on "\UFFFFFFFF" and %YAML with too many digits
-        raise Unreadable(f"{origin_of(loader.get_mark().line + 1)}: not readable as YAML") from None
-    finally:
-        loader.dispose()
+        raise RecipeError([f"{origin_of(loader.get_mark().line + 1)}: no YAML; check the text in quotes"]) from None
 
 
-def read_yaml(text: str, origin_of: Callable[[int], str]) -> tuple[Node | None, list[str]]:
-    """Read one document. `origin_of` names a line, such as `my.yaml:3`.
-
-    Returns the root (None for an empty text) and the problems. Raises `Unreadable`, with the place, for no YAML.
-    """
-    return _read(text, origin_of, "", yaml.SafeLoader)
-
-
-def read_value(text: str, key: str) -> tuple[Node | None, list[str]]:
-    """Read the VALUE of `--set KEY=VALUE` like `read_yaml`. ` #` does not begin a comment here."""
-    return _read(text, lambda line: "--set", key, _ValueLoader)
+def read_value(text: str) -> Node:
+    """Read the VALUE of `--set KEY=VALUE`: YAML in brackets, braces or quotes, or one scalar, where `#` is a letter."""
+    text = text.strip()
+    return read_yaml(text, lambda line: "--set") if text[0] in "[{'\"" else Node(read_scalar(text), "--set", text)

@@ -16,6 +16,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainSer
 from pydantic.functional_validators import WrapValidator
 
 from seresnext.durations import Duration
+from seresnext.paths import expand_home
+from seresnext.printable import shorten
 from seresnext.recipe.reader import has_control
 
 ModelName = Literal[
@@ -43,24 +45,16 @@ MAX_GLOBAL_SIZE = 10**7
 
 
 def _read_duration(value: Any) -> Duration:
-    if isinstance(value, Duration):
-        return value
-    if isinstance(value, str):
-        if len(value) > len(f"{MAX_DURATION} optimizer steps"):  # int() of a very long text is slow
-            raise ValueError("a duration is short, such as '90ep' (epochs) or '2000st' (optimizer steps)")
-        duration = Duration.parse(value)
-        if duration.count > MAX_DURATION:
-            raise ValueError(f"a duration is at most {MAX_DURATION}")
-        return duration
-    if isinstance(value, int) and not isinstance(value, bool):
-        raise ValueError(f"a duration needs a unit; write '{value}ep' for epochs or '{value}st' for optimizer steps")
-    raise ValueError("expected a duration such as '90ep' (epochs) or '2000st' (optimizer steps)")
+    duration = value if isinstance(value, Duration) else Duration.parse(str(value))
+    if duration.count > MAX_DURATION:
+        raise ValueError(f"a duration is at most {MAX_DURATION}, found {shorten(str(value))}")
+    return duration
 
 
 def _read_positive_duration(value: Any) -> Duration:
     duration = _read_duration(value)
     if duration.count == 0:
-        raise ValueError("must be at least 1 epoch or 1 step")
+        raise ValueError(f"must be at least 1 epoch or 1 step, found {duration}")
     return duration
 
 
@@ -73,7 +67,7 @@ def _read_erasing_value(value: Any) -> float | str:
         return value
     if _is_number(value) and math.isfinite(value):
         return float(value)
-    raise ValueError("expected a finite number or 'random'")
+    raise ValueError(f"must be a finite number or 'random', found {shorten(repr(value))}")
 
 
 def _read_class_weights(value: Any) -> str | dict[str, float]:
@@ -83,19 +77,24 @@ def _read_class_weights(value: Any) -> str | dict[str, float]:
         if bad := [name for name, weight in value.items() if not (_is_number(weight) and 0 < weight < math.inf)]:
             raise ValueError(f"the weight of the class {bad[0]!r} is {value[bad[0]]!r}; write a finite number above 0")
         return {str(name): float(weight) for name, weight in value.items()}
-    raise ValueError("expected 'balanced' or a weight for each class, such as {cat: 2, dog: 1}")
+    raise ValueError(f"must be balanced or weights, such as {{cat: 2, dog: 1}}, found {shorten(repr(value))}")
 
 
 def _without_control_characters(text: str) -> str:
-    # A checkpoint's JSON may contain such characters. The reader of YAML has already refused them.
     if has_control(text):
-        raise ValueError("text with a line break or another control character")
+        raise ValueError(f"must have no control character, found {shorten(repr(text))}")
     return text
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"the first number must not be above the second, found {list(pair)}")
+    return pair
 
 
 def _not_a_number(value: Any) -> Any:
     if _is_number(value):  # 1 == True, so a Literal accepts 1
-        raise ValueError("expected 'auto', true or false")
+        raise ValueError(f"must be 'auto', true or false, found {value}")
     return value
 
 
@@ -117,7 +116,9 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
 # A list is not a tuple in strict mode. The items stay strict.
-Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
+Pair = Annotated[tuple[Positive, Positive], Field(strict=False), AfterValidator(_ordered)]
+Share = Annotated[Positive, Field(le=1)]
+Area = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_ordered)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 _Level = Annotated[int, Field(ge=0, le=255)]
 Color = Annotated[tuple[_Level, _Level, _Level], Field(strict=False)]
@@ -126,35 +127,24 @@ ChannelStd = Annotated[tuple[Annotated[Number, Field(gt=0, le=1)], ...], Field(m
 Stages = Annotated[tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4"], ...], Field(strict=False)]
 Sinks = Annotated[tuple[SinkName, ...], Field(strict=False)]
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_without_control_characters)]
+PathText = Annotated[Text, AfterValidator(lambda text: str(expand_home(text)) if text.startswith("~") else text)]
 Patterns = Annotated[tuple[Text, ...], Field(strict=False)]
 ClassWeights = Annotated[Literal["balanced"] | dict[str, Positive], BeforeValidator(_read_class_weights)]
 AutoBool = Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number)]
 
-ONLY_FOR = {
-    "augment.policy.num_ops": ("name", "randaugment", "2"),
-    "augment.policy.magnitude": ("name", "randaugment", "9"),
-    "data.cache_size": ("format", "shards", None),
-    "data.class_map": ("format", "folder", None),
-    "data.exclude": ("format", "folder", None),
-    "data.ignore": ("format", "folder", None),
-    "data.max_bad_images": ("on_error", "substitute", None),
-    "data.shuffle_shards": ("format", "shards", None),
-    "data.split": ("format", "folder", None),
-    "data.synthetic_images": ("format", "synthetic", "5000"),
-    "loss.target_threshold": ("name", "bce", None),
-    "optimizer.momentum": ("name", "sgd", None),
-    "optimizer.nesterov": ("name", "sgd", None),
-    "optimizer.betas": ("name", "adamw", None),
-    "optimizer.eps": ("name", "adamw", None),
-    "schedule.every": ("name", "step", "30ep"),
-    "schedule.factor": ("name", "step", "0.1"),
-    "schedule.final_lr": ("name", "cosine linear", None),
-}
-"""Keys that have an effect for some values of another key in the section only.
-
-For each key: the other key, the values, and an example if these values require the key. check.py refuses a missing key,
-and a key without effect whose value is not the default.
-"""
+ONLY_FOR = [
+    ("augment.policy.name", "randaugment", "augment.policy.num_ops augment.policy.magnitude"),
+    ("data.format", "folder", "data.class_map data.exclude data.ignore data.split"),
+    ("data.format", "shards", "data.cache_size data.shuffle_shards"),
+    ("data.format", "synthetic", "data.synthetic_images"),
+    ("data.on_error", "substitute", "data.max_bad_images"),
+    ("loss.name", "bce", "loss.target_threshold"),
+    ("optimizer.name", "adamw", "optimizer.betas optimizer.eps"),
+    ("optimizer.name", "sgd", "optimizer.momentum optimizer.nesterov"),
+    ("schedule.name", "cosine linear", "schedule.final_lr"),
+    ("schedule.name", "step", "schedule.every schedule.factor"),
+]
+"""A key, some of its values, and the keys that have an effect for these values only."""
 
 
 class Section(BaseModel):
@@ -180,10 +170,8 @@ class ModelSection(Section):
     )
     in_channels: int = _key(3, "Channels of an image. Image files are read as RGB: 3.", ge=1, le=1024)
     drop_rate: Number = _key(0.2, "Dropout before the classifier.", ge=0, lt=1)
-    weights: Text | None = _key(
-        None,
-        "File of weights to start from. `published`: the published file of the model, which is downloaded. null: "
-        "random initial weights.",
+    weights: PathText | None = _key(
+        None, "File of weights to start from. `published`: the model's file, which is downloaded. null: random weights."
     )
     reset_head: bool = _key(False, "Load all of `model.weights` except the classifier, which starts random.")
     zero_init_last: bool = _key(False, "Initialise the weight of the last BatchNorm in every block to zero.")
@@ -215,7 +203,7 @@ class SplitSection(Section):
 class DataSection(Section):
     """The images."""
 
-    root: Text = _key(
+    root: PathText = _key(
         "data/imagenet",
         "Folder with a folder per split or, with `split`, per class; or a list (`.csv`, `.jsonl`) with path, label and "
         "optional split. For `shards` also an address, `s3://...`.",
@@ -225,26 +213,23 @@ class DataSection(Section):
         "`folder`: ROOT/SPLIT/CLASS/IMAGE. `imagenet`: the archives of the challenge as downloaded. "
         "`shards`: tar files of `seresnext prepare shards`. `synthetic`: generated images, for benchmarks.",
     )
-    cache: Text | None = _key(None, "Folder for the index of the data. null: `seresnext` in the user's cache folder.")
+    cache: PathText | None = _key(
+        None, "Folder for the index of the data. null: `seresnext` in the user's cache folder."
+    )
     cache_size: Number = _key(200.0, "`shards` only: GB (10^9 bytes) of downloaded shards to keep.", gt=0, le=1e9)
     shuffle_shards: int | None = _key(None, "`shards` only: shards shuffled at a time. null: all.", ge=1, le=65_536)
     train_split: Text = _key("train", "Folder of the training images under the root.")
     val_split: Text = _key("val", "Folder of the validation images under the root.")
     split: SplitSection | None = _key(None, "`folder` only: division of data without validation images. null: none.")
     ignore: Patterns = _key(
-        (),
-        "`folder` only: patterns of files to leave out, such as `*_copy*`, compared with the path below the root and "
-        "with each name in the path.",
+        (), "`folder` only: patterns of files to leave out, such as `*_copy*`, for paths below the root and each name."
     )
-    class_map: Text | None = _key(
+    class_map: PathText | None = _key(
         None,
-        "`folder` only: CSV file with `old,new` lines, other names for classes. Equal names merge. An empty name "
-        "leaves the class out.",
+        "`folder` only: CSV file of `old,new` names of classes. Equal names merge. No name: the class is left out.",
     )
-    exclude: Text | None = _key(
-        None,
-        "`folder` only: file of photos to leave out, a path a line, or CSV with the column `path`, as "
-        "`seresnext doctor` writes.",
+    exclude: PathText | None = _key(
+        None, "`folder` only: photos to leave out: a path a line, or CSV with the column `path` of `seresnext doctor`."
     )
     sampling: Literal["shuffle", "balanced"] = _key(
         "shuffle",
@@ -290,7 +275,7 @@ class ErasingSection(Section):
     """Random erasing: a rectangle of a normalised training image is overwritten."""
 
     probability: Number = _key(0.25, "Probability to erase in an image.", gt=0, le=1)
-    scale: Pair = _key((0.02, 0.33), "Area of the rectangle / area of the image: [low, high].")
+    scale: Area = _key((0.02, 0.33), "Area of the rectangle / area of the image: [low, high].")
     ratio: Pair = _key((0.3, 3.3), "Height / width of the rectangle: [low, high].")
     value: Annotated[
         float | str,
@@ -302,7 +287,7 @@ class ErasingSection(Section):
 class AugmentSection(Section):
     """Augmentation of training images."""
 
-    crop_scale: Pair = _key((0.08, 1.0), "Area of the random crop / area of the image: [low, high].")
+    crop_scale: Area = _key((0.08, 1.0), "Area of the random crop / area of the image: [low, high].")
     crop_ratio: Pair = _key((0.75, 4 / 3), "Width / height of the random crop: [low, high].")
     flip: Number = _key(0.5, "Probability of a horizontal flip.", ge=0, le=1)
     interpolation: Interpolation = _key("bilinear", "Interpolation for resizing a crop and for `policy`.")
@@ -360,8 +345,7 @@ class LossSection(Section):
     name: LossName = _key("cross_entropy", "`cross_entropy`: softmax over all classes. `bce`: binary, each class.")
     label_smoothing: Number = _key(0.1, "Share of the target that is spread evenly over all classes.", ge=0, lt=1)
     class_weights: ClassWeights | None = _key(
-        None,
-        "Weights of the classes, by name, or `balanced`: rare classes weigh more. null: all weigh the same.",
+        None, "Weights of the classes, by name, or `balanced`: rare classes weigh more. null: all weigh the same."
     )
     target_threshold: Number | None = _key(None, "`bce` only: targets above become 1, others 0. null: off.", ge=0, lt=1)
 
@@ -388,8 +372,7 @@ class EvaluationSection(Section):
     interpolation: Interpolation = _key("bilinear", "Interpolation for resizing an image.")
     weights: Literal["auto", "model", "ema"] = _key("auto", "Weights that choose `best`. auto: EMA, else the model.")
     best_by: Literal["top1", "balanced_accuracy", "macro_f1", "loss"] = _key(
-        "top1",
-        "Measure that chooses `best`. `balanced_accuracy` (mean recall) and `macro_f1` are means over classes.",
+        "top1", "Measure that chooses `best`. `balanced_accuracy` (mean recall) and `macro_f1` are means over classes."
     )
     recalibrate: RecalibrateSection | None = _key(None, "Recompute BatchNorm before the last validation. null: off.")
 
@@ -407,7 +390,7 @@ class CheckpointSection(Section):
     keep: int = _key(3, "How many of the newest checkpoints stay. `last` and `best` always stay.", ge=1, le=10**9)
     keep_every: PositiveDuration | None = _key(None, "Interval between checkpoints that always stay. null: none.")
     on_failure: Literal["stop", "continue"] = _key("stop", "Action after a failed save.")
-    mirror: Text | None = _key(
+    mirror: PathText | None = _key(
         None, "`s3://...`, `gs://...` or a folder that gets copies of the checkpoints (extra `remote`). null: none."
     )
 
@@ -417,8 +400,7 @@ class LoggingSection(Section):
 
     every: PositiveDuration = _key(Duration(50, "st"), "Interval between lines of metrics.")
     sinks: Sinks = _key(
-        ("tensorboard",),
-        "Services for metrics, in addition to `metrics.jsonl`. `wandb` and `mlflow` need the extra `track`.",
+        ("tensorboard",), "Services for metrics, next to `metrics.jsonl`. `wandb` and `mlflow` need the extra `track`."
     )
 
 
@@ -432,7 +414,6 @@ class RuntimeSection(Section):
     compile: AutoBool = _key("auto", "torch.compile. auto: true on CUDA.")
     grad_checkpointing: bool = _key(False, "Recompute blocks in backward passes: less memory, about a third more time.")
     channels_last: AutoBool = _key(True, "NHWC memory layout. auto: true.")
-    bucket_mb: Number = _key(25.0, "MiB of gradients that DDP averages at a time.", gt=0, le=1024)
     compress_gradients: Literal["none", "bf16"] = _key("none", "bf16: DDP sends gradients as bf16, half the bytes.")
     deterministic: bool = _key(False, "Use deterministic kernels only: a repeated run on CUDA gives the same bits.")
     loader_timeout: int = _key(600, "Seconds without a batch after which the run ends with an error.", ge=1, le=10**7)

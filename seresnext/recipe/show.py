@@ -55,11 +55,16 @@ def recipe_hash(values: dict[str, Any]) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema with which editors check recipe files.
-
-    No key is required in a file, since a base may give the key. `base` is a key of files only.
-    """
-    schema = _for_editors(Recipe.model_json_schema())
+    """Return the JSON schema with which editors check recipe files. `base` is a key of files only."""
+    schema = Recipe.model_json_schema()
+    for part in (schema, *schema["$defs"].values()):
+        part.pop("required", None)  # A base may give the key.
+        for field in part["properties"].values():
+            field.pop("title", None)
+            if "$ref" in field:
+                field.pop("default", None)  # The fields of the section have the defaults.
+            elif isinstance(default := field.get("default"), dict):
+                field["default"] = f"{default['count']}{default['unit']}"
     file_name = {"type": "string", "minLength": 1}
     schema["properties"] = {
         "base": {
@@ -70,20 +75,6 @@ def json_schema() -> dict[str, Any]:
         **schema["properties"],
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _for_editors(part: Any) -> Any:
-    """Return a part of the schema without `required` and titles. Default durations become text, such as `1ep`."""
-    if isinstance(part, list):
-        return [_for_editors(item) for item in part]
-    if not isinstance(part, dict):
-        return part
-    if part.keys() == {"count", "unit"}:
-        return f"{part['count']}{part['unit']}"
-    dropped = {"required"} | ({"title"} if isinstance(part.get("title"), str) else set())
-    if "$ref" in part:
-        dropped.add("default")  # The fields of the section have the defaults.
-    return {key: _for_editors(value) for key, value in part.items() if key not in dropped}
 
 
 def recipe_reference() -> str:

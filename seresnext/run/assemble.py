@@ -31,7 +31,7 @@ from seresnext.models.registry import build_model
 from seresnext.models.senet import SENet
 from seresnext.process.stop_request import StopRequest
 from seresnext.randomness import torch_seed_at
-from seresnext.recipe.check_lengths import check_lengths
+from seresnext.recipe.check import check_lengths
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import recipe_hash
@@ -126,7 +126,7 @@ class Run:
         with self._world.agreeing():
             if checkpoint:
                 live = self.state()
-                contents.restore(checkpoint.tensors, live, str(checkpoint.path))
+                contents.restore(checkpoint.tensors, live)
                 share_step_count(self.optimizer, live["optimizer"])
                 contents.load_scaler_state(self.step.scaler, live["scaler"])
             logger.open(progress.step, progress.evaluated, progress.logged)

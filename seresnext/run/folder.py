@@ -22,7 +22,6 @@ from seresnext.metrics.console import Console
 from seresnext.metrics.jsonlines import check_metrics
 from seresnext.metrics.status import mark_refused, read_status, update_status, write_status
 from seresnext.printable import printable
-from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.schema import DataSection
 from seresnext.remote import is_remote
 
@@ -94,7 +93,7 @@ class RunFolder:
         return notice
 
     @contextmanager
-    def mirroring(self, console: Console, stop: StopRequest) -> Iterator[None]:
+    def mirroring(self, console: Console) -> Iterator[None]:
         """Report uploads to the mirror in a block, and wait for the last upload at the end of the block."""
         if self.mirror is None:
             yield
@@ -103,8 +102,8 @@ class RunFolder:
         self.mirror.on_upload = lambda step: self.update_status(mirrored_step=step)
         try:
             yield
-        finally:  # Another rank may have got the stop request.
-            self.mirror.close(lambda: stop.has_come or read_status(self.path).get("state") != "finished")
+        finally:
+            self.mirror.close()
 
     def accept(self, starts_over: bool = False, step: int = 0, checkpoint: Path | None = None) -> None:
         """Keep the folder, because a run begins here: from now on `discard` removes nothing.
@@ -207,7 +206,9 @@ class RunFolder:
 
         begun = None
         self.write_status("running", step())
-        world.on_peer_lost(lambda reason: fail(f"rank {world.rank}: {reason}"), lambda: resume_point(self.path))
+        if world.size > 1:
+            world.heartbeat.on_peer_lost = lambda reason: fail(f"rank {world.rank}: {reason}")
+            world.heartbeat.advice = lambda: resume_point(self.path)
         try:
             world.broadcast(None)  # No rank writes a failure before rank 0 has written `running`.
             begun = read_status(self.path).get("started")

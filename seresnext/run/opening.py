@@ -24,8 +24,7 @@ from seresnext.errors import DataError, Failure, RecipeError, UsageError
 from seresnext.models import PUBLISHED, first_weights
 from seresnext.printable import listed, printable
 from seresnext.recipe.batch_sizes import fitting_batch, in_words
-from seresnext.recipe.check import check_world
-from seresnext.recipe.check_lengths import check_lengths
+from seresnext.recipe.check import check_lengths, check_world
 from seresnext.recipe.explain import near_miss
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 from seresnext.run.folder import is_same
@@ -50,7 +49,7 @@ def open_splits(
 ) -> tuple[Recipe, Reader, Reader]:
     """Open the training and the validation split. Return the recipe with the number of classes, and the readers.
 
-    Warn about turned, transparent and shared images. `checkpoint` is of the run to resume, and None for a fresh start.
+    Warn about turned and shared images. `checkpoint` is of the run to resume, and None for a fresh start.
     Raises one Failure on all ranks that lists all problems: DataError if any problem concerns the data.
     """
     recipe, readers, problems = find_start_problems(recipe, checkpoint, world, warn)
@@ -81,13 +80,13 @@ def find_start_problems(
     with world.downloading():  # of `model.weights`; another machine may still read photos
         problems = _seen_by_all(own, world)
         if world.is_first:
-            world.set_activity("the check of the images")
+            world.heartbeat.activity = "the check of the images"
             problems += _compare(recipe, previous, readers, world.size, warn, looks)
         return recipe, readers, world.broadcast(problems)
 
 
 def check_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, warn: Callable[[str], None]) -> None:
-    """Warn about turned and transparent images of splits, by name. Raises DataError for images that cannot be used."""
+    """Warn about turned images of splits, by name. Raises DataError for images that cannot be used."""
     problems: list[StartProblem] = []
     if world.is_first:
         problems = [_unusable(name, result) for name, result in _survey(recipe, readers, warn).items() if result.errors]
@@ -208,7 +207,7 @@ def _batch_problems(recipe: Recipe, num_images: int, num_bad: int, world_size: i
     with _collecting(problems, sizes):
         if usable < total:
             where = "data.synthetic_images" if data.format == "synthetic" else f"{data.root}, {data.train_split}"
-            advice = f"set {in_words(sizes)}" if sizes else "add images, or start fewer processes"
+            advice = f"set {in_words(recipe, sizes)}" if sizes else "add images, or start fewer processes"
             raise DataError(
                 f"{where}: {usable}{' usable' * bool(num_bad)} training images are fewer than one step takes "
                 f"(batch.global_size: {total}); {advice}"

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from seresnext.checkpoint import store
-from seresnext.checkpoint.argument import checkpoint_argument
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.checkpoint.mirror import Mirror
 from seresnext.data.readers import look_alikes
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError
+from seresnext.paths import checkpoint_argument
 from seresnext.printable import printable
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
@@ -205,6 +205,9 @@ def restored_progress(checkpoint: LoadedCheckpoint) -> Progress:
         found |= {name: usual[name] for name in LATER_FIELDS}
     odd = sorted(found.keys() ^ usual.keys())
     odd += [name for name in usual if name != "best" and name in found and type(found[name]) is not type(usual[name])]
+    most = {"evaluated": metadata.step}
+    counts = {name: value for name, value in found.items() if isinstance(value, int)}
+    odd += [name for name, count in counts.items() if not 0 <= count <= most.get(name, count)]
     # The file has the step and the best twice.
     odd += [name for name in ("step", "best") if name in found and found[name] != getattr(metadata, name)]
     if metadata.best and not metadata.best.keys() >= {"step", "top1", "weights"}:

@@ -59,7 +59,7 @@ def train(
         console.print(f"warning: {notice}")
     last_step = read_status(output).get("step")
     progress = Progress(step=last_step if type(last_step) is int else 0)  # for the status, until the run is loaded
-    with folder.mirroring(console, stop), ExitStack() as at_end, folder.tracking_status(console, lambda: progress.step):
+    with folder.mirroring(console), ExitStack() as at_end, folder.tracking_status(console, lambda: progress.step):
         run, checkpoint, progress = _begin(recipe, world, folder, console, resume, allow_changed)
         total = run.plan.total
         if run.plan.is_complete(progress):

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from seresnext.checkpoint import store
-from seresnext.checkpoint.contents import CheckpointMetadata, Snapshot, StateTensors, allocate_snapshot, take_snapshot
+from seresnext.checkpoint.contents import CheckpointMetadata, StateTensors, allocate_snapshot, take_snapshot
 from seresnext.checkpoint.mirror import Mirror
 from seresnext.distributed import World
 from seresnext.errors import Failure
@@ -71,11 +71,12 @@ class Saver:
         if self._folder is None:
             return
         assert self._write_result is None
-        snapshot = take_snapshot(self.tensors(), self.metadata(step, progress), self._buffers)
+        take_snapshot(self.tensors(), self._buffers)
+        metadata = self.metadata(step, progress).to_metadata()
         # One thread for each write: no thread exists between writes, when the loader forks. The process waits for the
         # thread at exit.
         thread = ThreadPoolExecutor(1, "checkpoint")
-        self._write_result = thread.submit(self._write, snapshot, progress["best"])
+        self._write_result = thread.submit(self._write, step, metadata, progress["best"])
         thread.shutdown(wait=False)
 
     def wait(self) -> bool:
@@ -103,18 +104,18 @@ class Saver:
         if result is not None and (not_removed := result.result()):
             self.warn(f"warning: an old checkpoint could not be removed: {not_removed}")
 
-    def _write(self, snapshot: Snapshot, best: dict[str, Any] | None) -> OSError | None:
+    def _write(self, step: int, metadata: dict[str, str], best: dict[str, Any] | None) -> OSError | None:
         """Write a checkpoint and the links. Return the error if an old checkpoint could not be removed."""
         assert self._folder
         with critical_section():
-            path = store.commit(self._folder, snapshot.step, snapshot.tensors, snapshot.metadata)
+            path = store.commit(self._folder, step, self._buffers, metadata)
             store.update_link(self._folder, "last", path)
-            if best is not None and best["step"] == snapshot.step:
+            if best is not None and best["step"] == step:
                 store.update_link(self._folder, "best", path)
-        update_status(self._folder.parent, saved_step=snapshot.step, best=best)
+        update_status(self._folder.parent, saved_step=step, best=best)
         if self.mirror:
             best_step = best["step"] if best else None
-            self.mirror.put(path, snapshot.step, best=best_step, keep=self.keep, keep_every=self.keep_every)
+            self.mirror.put(path, step, best=best_step, keep=self.keep, keep_every=self.keep_every)
         try:
             store.prune(self._folder, self.keep, self.keep_every)
         except OSError as error:

@@ -21,7 +21,6 @@ from torch.profiler import record_function
 from seresnext.data.augment.mixup import MixupCutmix
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import BatchNormStatistics, RankTimer, World, wrap_ddp
-from seresnext.distributed.ddp import build_ddp_options
 from seresnext.models import SENet
 from seresnext.process.signals import block_stop_signals
 from seresnext.randomness import torch_seed_at
@@ -69,9 +68,11 @@ class TrainingStep:
     def _wrap(self) -> None:
         """Wrap the model. DDP and the BatchNorm statistics know only stages that train."""
         self._statistics = BatchNormStatistics(self.model, self._accumulation)
-        self._ddp = wrap_ddp(self.model, build_ddp_options(self.recipe)) if self.world.size > 1 else None
+        runtime = self.recipe.runtime
+        compress = runtime.compress_gradients == "bf16"
+        self._ddp = wrap_ddp(self.model, compress) if self.world.size > 1 else None
         forward = self._ddp or self.model
-        self._forward = compile_forward(forward) if self.recipe.runtime.compile is True else forward
+        self._forward = compile_forward(forward) if runtime.compile is True else forward
 
     def warm_up(self, images: Tensor, labels: Tensor) -> None:
         """Run forward and backward once and discard the results, before the first step of a fresh or resumed run.

@@ -113,7 +113,7 @@ class Trainer:
     def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
         """Queue a step, then finish the step before, whose result has arrived by now."""
         step = self.progress.step
-        self.world.set_activity(f"step {step + 1}")
+        self.world.heartbeat.activity = f"step {step + 1}"
         pending = self.step(
             batches,
             step=step,
@@ -197,7 +197,7 @@ class Trainer:
         """Validate all models and record the best. After a stop request, the resumed run repeats the validation."""
         progress, settings, step = self.progress, self.recipe.evaluation, self.progress.step
         self._finish_step()
-        self.world.set_activity(f"the validation after step {step}")
+        self.world.heartbeat.activity = f"the validation after step {step}"
         results = {}
         with self._speed.paused():
             if step == self.plan.total:
@@ -250,7 +250,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._finish_step()
-        self.world.set_activity(f"the save after step {self.progress.step}")
+        self.world.heartbeat.activity = f"the save after step {self.progress.step}"
         with self._speed.paused():
             self._wait_for_save()
             self.saver.save(self.progress.step, asdict(self.progress))

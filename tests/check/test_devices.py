@@ -1,16 +1,28 @@
-"""The verdicts about memory, steps and the loader, by numbers."""
+"""The verdicts about ranks, memory, steps, all-reduce and the loader, by numbers."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
 from seresnext.check import devices
-from seresnext.check.devices import check_devices, judge_loader, judge_memory, judge_step
+from seresnext.check.devices import (
+    check_devices,
+    judge_all_reduce,
+    judge_clocks,
+    judge_loader,
+    judge_memory,
+    judge_step,
+    judge_versions,
+    measure_clocks,
+)
 from seresnext.check.steps import MemoryUse, Use
-from seresnext.data.synthetic import Photographs
+from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.recipe.load import load_recipe
+from seresnext.run.environment import describe_environment
 from seresnext.run.estimate import Spread
 
 GIB = 2**30
@@ -93,7 +105,7 @@ def test_the_decoder_in_use_is_named(monkeypatch, decoder):
 
 
 def test_the_findings_of_this_machine(small):
-    findings, speeds = check_devices(small(), Photographs(100, 3), World())
+    findings, speeds = check_devices(small(), SyntheticReader(100, 3), World())
     assert [finding.name for finding in findings] == ["versions", "memory", "step alone", "loader alone"]
     assert {finding.verdict for finding in findings} <= {"ok", "warning"}
     assert "batch.micro_size: 8" in findings[1].measured  # The whole global batch fits.
@@ -107,7 +119,7 @@ def test_a_part_of_a_step_stands_for_the_whole(small, monkeypatch):
     monkeypatch.setattr(devices, "_STEP_SECONDS", 18.0)
     monkeypatch.setattr(devices.Steps, "use", lambda steps, micro: Use(micro, float(micro), 1))
     monkeypatch.setattr(devices.Steps, "repeat", lambda *_: Spread(2.0, 1.0, 3.0))
-    findings, speeds = check_devices(small(), Photographs(100, 3), World())
+    findings, speeds = check_devices(small(), SyntheticReader(100, 3), World())
     assert "4 images of 8" in findings[2].measured
     assert speeds
     assert speeds.step == (4.0, 2.0, 6.0)
@@ -120,7 +132,7 @@ def test_a_step_that_does_not_fit_and_a_loader_that_fails(small, monkeypatch):
 
     monkeypatch.setattr(devices, "measure_loader", fail)
     monkeypatch.setattr(devices.Steps, "use", lambda steps, micro: None)
-    findings, speeds = check_devices(small(), Photographs(100, 3), World())
+    findings, speeds = check_devices(small(), SyntheticReader(100, 3), World())
     assert speeds is None
     assert [finding.verdict for finding in findings[1:]] == ["failure", "failure"]
     assert "7.jpg is empty" in findings[2].measured
@@ -131,7 +143,81 @@ def test_the_largest_size_on_a_gpu_is_one_that_a_real_step_takes():
     import torch
 
     recipe = load_recipe("seresnext26", ["model.num_classes=10", "batch={global_size: 512, micro_size: 64}"]).recipe
-    findings, speeds = check_devices(recipe, Photographs(1000, 10), World(device=torch.device("cuda", 0)))
+    findings, speeds = check_devices(recipe, SyntheticReader(1000, 10), World(device=torch.device("cuda", 0)))
     assert findings[1].verdict == "ok"
     assert findings[1].values["largest_micro_size"] in (64, 128, 256, 512)
     assert speeds
+
+
+@pytest.mark.parametrize(
+    ("offset", "uncertainty", "verdict"), [(0.9, 0.0, "ok"), (-1.2, 0.1, "warning"), (1.2, 0.3, "ok")]
+)
+def test_a_clock_that_is_more_than_a_second_apart_is_a_warning(offset, uncertainty, verdict):
+    finding = judge_clocks([0.0, offset, 0.1], uncertainty, ["one", "two", "three"])
+    assert finding.verdict == verdict
+    assert "rank 1 on two" in finding.measured
+    assert ("two" in finding.fix) == (verdict != "ok")
+
+
+def test_one_clock_is_not_ahead_of_itself():
+    offsets, uncertainty = measure_clocks(World())
+    assert offsets == [0.0]
+    assert 0 <= uncertainty < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [({}, "ok"), ({"command": ["x"], "decoder": "y"}, "ok"), ({"python": "2.7.1"}, "warning"),
+     ({"cpu": "x"}, "warning"), ({"cuda": "12.1"}, "failure"), ({"git_commit": "abc"}, "failure"),
+     ({"packages": {"torch": "1.0"}}, "failure"), ({"packages": {"numpy": "1.0"}}, "warning")],
+)  # fmt: skip
+def test_versions_of_ranks_that_differ(change, verdict):
+    own = describe_environment(World()) | {"git_commit": "0123", "cuda": "13.0"}
+    packages = own["packages"] | change.get("packages", {})
+    other = own | change | {"packages": packages, "host": "elsewhere"}
+    finding = judge_versions([own, own, other])
+    assert finding.verdict == verdict
+    if verdict != "ok":
+        key = next(iter(change.get("packages", change)))
+        assert finding.measured.startswith(f"{key}: ")
+        assert "for rank 2 on elsewhere" in finding.measured
+
+
+def test_the_bandwidth_and_the_share_of_a_step():
+    whole, latency = Spread(0.1, 0.05, 0.2), Spread(2e-5, 1e-5, 3e-5)
+    finding = judge_all_reduce(200_000_000, 4, whole, latency, step_seconds=0.5)
+    assert finding.verdict == "ok"
+    # nccl-tests: bus bandwidth = bytes / seconds x 2 (n - 1) / n.
+    assert "3 (1.5 to 6) GB/s" in finding.measured
+    assert "20% of a step" in finding.measured
+    assert "latency 20 µs" in finding.measured
+    slow = judge_all_reduce(200_000_000, 4, whole, latency, step_seconds=0.3)
+    assert slow.verdict == "warning"
+    assert "compress_gradients=bf16" in slow.fix
+
+
+RANKS = """
+import json, sys, time
+from seresnext.check.devices import measure_all_reduce, measure_clocks
+from seresnext.distributed import open_world
+
+with open_world("cpu") as world:
+    now = time.time
+    time.time = lambda: now() + 5.0 * world.rank
+    offsets, within = measure_clocks(world)
+    whole, latency = measure_all_reduce(4_000_000, world)
+    if world.is_first:
+        print(json.dumps([offsets, within, whole, latency]))
+"""
+
+
+@pytest.mark.full
+def test_a_clock_that_was_set_is_found_and_large_tensors_take_longer(run_world, tmp_path):
+    program = tmp_path / "ranks.py"
+    program.write_text(RANKS)
+    result = run_world(2, [str(program)], timeout=60)
+    assert result.returncode == 0, result.output
+    offsets, within, whole, latency = json.loads(result.stdout.splitlines()[-1])
+    assert offsets[0] == 0
+    assert abs(offsets[1] - 5.0) < within + 0.05
+    assert whole[0] > latency[0] > 0

@@ -58,13 +58,14 @@ class Run:
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         parts = self.parts()
-        contents.restore(tensors, parts, "file")
+        contents.restore(tensors, parts)
         contents.load_scaler_state(self.scaler, parts["scaler"])
 
 
 def snapshot(run: Run) -> dict[str, torch.Tensor]:
-    parts = run.parts()
-    return contents.take_snapshot(parts, FACTS, contents.allocate_snapshot(parts)).tensors
+    buffers = contents.allocate_snapshot(run.parts())
+    contents.take_snapshot(run.parts(), buffers)
+    return buffers
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -77,8 +78,7 @@ def test_resume_is_bit_exact(tmp_path, stop):
     straight.train(8)
     stopped.train(stop)
     facts = CheckpointMetadata(**{**vars(FACTS), "step": stop, "best": None, "history": [], "progress": {}})
-    captured = contents.take_snapshot(stopped.parts(), facts, contents.allocate_snapshot(stopped.parts()))
-    path = store.commit(tmp_path, stop, captured.tensors, captured.metadata)
+    path = store.commit(tmp_path, stop, snapshot(stopped), facts.to_metadata())
     tensors, metadata = store.read(path)
     resumed.train(2)  # Move the state away, so that no value is right by chance.
     weight = resumed.model[0].weight
@@ -116,16 +116,16 @@ def test_a_scaler_that_is_off_has_no_state():
 def test_a_snapshot_is_a_copy_into_the_same_buffers():
     run = Run()
     buffers = contents.allocate_snapshot(run.parts())
-    first = contents.take_snapshot(run.parts(), FACTS, buffers)
-    before = first.tensors["model.0.weight"].clone()
-    addresses = {name: tensor.data_ptr() for name, tensor in first.tensors.items()}
+    contents.take_snapshot(run.parts(), buffers)
+    before = buffers["model.0.weight"].clone()
+    addresses = {name: tensor.data_ptr() for name, tensor in buffers.items()}
     run.train(1)
-    assert torch.equal(first.tensors["model.0.weight"], before)
-    second = contents.take_snapshot(run.parts(), FACTS, buffers)
-    assert {name: tensor.data_ptr() for name, tensor in second.tensors.items()} == addresses
-    assert same(second.tensors, snapshot(run))
-    assert not torch.equal(second.tensors["model.0.weight"], before)
-    assert all(tensor.is_contiguous() for tensor in second.tensors.values())
+    assert torch.equal(buffers["model.0.weight"], before)
+    contents.take_snapshot(run.parts(), buffers)
+    assert {name: tensor.data_ptr() for name, tensor in buffers.items()} == addresses
+    assert same(buffers, snapshot(run))
+    assert not torch.equal(buffers["model.0.weight"], before)
+    assert all(tensor.is_contiguous() for tensor in buffers.values())
 
 
 def test_all_disagreements_in_one_message_and_nothing_changed():
@@ -137,7 +137,7 @@ def test_all_disagreements_in_one_message_and_nothing_changed():
     tensors["model.4.weight"] = torch.ones(3, 288)
     tensors["scaler.scale"] = tensors["scaler.scale"].float()
     with pytest.raises(CheckpointError) as failure:
-        contents.restore(tensors, run.parts(), "some/file")
+        contents.check_fits(tensors, run.parts(), "some/file")
     message = str(failure.value)
     assert "some/file does not fit this run, 4 disagreements" in message
     assert "model.0.bias: missing from the file" in message
@@ -196,10 +196,6 @@ def test_metadata_survives_as_text():
         ({"best": '{"step": 4, "top1": 1e999}'}, "inf"),
         ({"progress": '{"unlogged_loss": NaN}'}, "nan"),
         ({"progress": '{"unlogged_loss": -Infinity}'}, "inf"),
-        ({"progress": '{"unlogged_loss": [1]}'}, "progress"),
-        ({"progress": '{"evaluated": 6}'}, "progress"),
-        ({"progress": '{"evaluated": -1}'}, "progress"),
-        ({"progress": '{"step": 1e3}'}, "progress"),
         ({"history": "[" * 900 + "]" * 900}, "nesting"),
         ({"environment": '{"a":' * 900 + "1" + "}" * 900}, "nesting"),
         ({"history": json.dumps([{"step": 2}] * 10_001)}, "history"),
@@ -260,9 +256,10 @@ def test_snapshot_and_restore_on_a_gpu():
         for parameter in source.parameters():
             parameter.add_(1)
     parts = {"model": source.state_dict()}
-    taken = contents.take_snapshot(parts, FACTS, contents.allocate_snapshot(parts)).tensors
+    taken = contents.allocate_snapshot(parts)
+    contents.take_snapshot(parts, taken)
     assert all(tensor.is_pinned() and tensor.is_contiguous() for tensor in taken.values())
-    contents.restore(taken, {"model": target.state_dict()}, "file")
+    contents.restore(taken, {"model": target.state_dict()})
     for ours, theirs in zip(target.state_dict().values(), source.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
     assert target[0].weight.is_contiguous(memory_format=torch.channels_last)

@@ -85,7 +85,7 @@ OLD_ONES = ["last.safetensors", "step-00000001.safetensors", "step-00000002.safe
 
 
 @pytest.mark.parametrize(
-    ("case", "reason"), [("full", "the disk is full"), ("read-only", "the file system is read-only")]
+    ("case", "reason"), [("full", "No space left on device"), ("read-only", "Read-only file system")]
 )
 @pytest.mark.full
 def test_the_old_ones_stay_and_training_goes_on(tmp_path, case, reason):
@@ -107,6 +107,6 @@ def test_the_old_ones_stay_and_training_goes_on(tmp_path, case, reason):
 def test_or_it_stops(tmp_path):
     report = on_a_small_disk(tmp_path, "stops")
     assert report["outcomes"][:2] == [True, True]
-    assert "step-00000003.safetensors could not be saved: the disk is full" in report["outcomes"][2]
+    assert "step-00000003.safetensors could not be saved: No space left on device" in report["outcomes"][2]
     assert report["files"] == OLD_ONES
     assert report["newest"] == "step-00000002.safetensors"

@@ -41,8 +41,8 @@ class Made:
     def put(self, path: Path, best: int | None = None) -> None:
         self.mirror.put(path, int(store.verify(path)["step"]), best=best, keep=3, keep_every=None)
 
-    def close(self, is_stopping: bool = False) -> None:
-        self.mirror.close(lambda: is_stopping)
+    def close(self) -> None:
+        self.mirror.close()
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def place(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def make(tmp_path: Path, place: str) -> Iterator[Callable[..., Made]]:
+def make(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Made]]:
     """`make(name="run", address=place)`: the mirror of a run folder, closed at the end of the test."""
     made: list[Made] = []
 
@@ -68,7 +68,8 @@ def make(tmp_path: Path, place: str) -> Iterator[Callable[..., Made]]:
     yield make
     for one in made:
         one.mirror._gives_up = True
-        one.close(is_stopping=True)
+        monkeypatch.setattr(mirror_module, "END_SECONDS", 0)
+        one.close()
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> None:
@@ -241,7 +242,7 @@ class Uploads:
     def _upload(self, request: dict[str, Any]) -> dict[str, Any]:
         self.requests.append(request)
         self.may_end.acquire()
-        return self.results.pop(0) if self.results else {"size": 1}
+        return self.results.pop(0) if self.results else {"uploaded": True}
 
     @property
     def steps(self) -> list[int]:
@@ -262,7 +263,8 @@ def test_when_behind_the_newest_comes_first_and_then_the_best(make, tmp_path: Pa
 
 def test_an_outage_is_reported_once(make, tmp_path: Path, monkeypatch):
     uploads, made = Uploads(monkeypatch), make().start()
-    uploads.results = [*[{"failed": "reset", "is_final": False}] * 6, {"size": 1}, {"failed": "403", "is_final": True}]
+    failure = {"uploaded": False, "problem": "reset", "is_final": False}
+    uploads.results = [*[failure] * 6, {"uploaded": True}, {**failure, "is_final": True}]
     uploads.may_end.release(100)
     made.put(save(tmp_path, 1))
     until(lambda: made.steps == [1])
@@ -271,12 +273,12 @@ def test_an_outage_is_reported_once(make, tmp_path: Path, monkeypatch):
     made.put(save(tmp_path, 2))
     until(lambda: made.steps == [1, 2])
     assert len(made.lines) == 4  # An outage that another attempt does not end is reported at once.
-    assert "reset; training continues, and the upload is tried again" in made.lines[0]
+    assert "lacks the checkpoint of step 1: reset; training continues" in made.lines[0]
 
 
 def test_old_ones_that_cannot_be_removed_are_reported_once(make, tmp_path: Path, monkeypatch):
     uploads, made = Uploads(monkeypatch), make().start()
-    uploads.results = [{"size": 1, "incomplete": "denied"}] * 2
+    uploads.results = [{"uploaded": True, "problem": "denied", "is_final": True}] * 2
     uploads.may_end.release(2)
     for step in (1, 2):
         made.put(save(tmp_path, step))
@@ -286,7 +288,7 @@ def test_old_ones_that_cannot_be_removed_are_reported_once(make, tmp_path: Path,
 
 def test_a_checkpoint_that_is_removed_while_it_waits_is_dropped(make, tmp_path: Path, monkeypatch):
     uploads, made = Uploads(monkeypatch), make().start()
-    uploads.results = [{"failed": "there is no such file", "is_final": True}]
+    uploads.results = [{"uploaded": False, "problem": "there is no such file", "is_final": True}]
     path = save(tmp_path, 1)
     made.put(path)
     until(lambda: uploads.requests)
@@ -334,15 +336,14 @@ def test_a_store_that_does_not_answer_delays_the_end_for_a_bounded_time(
     """A put returns at once, and the process that waits for an answer is killed."""
     made = make(address=f"{bucket}/silent").start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silence.getsockname()[1]}")
-    monkeypatch.setattr(mirror_module, "END_SECONDS", 100)
-    monkeypatch.setattr(mirror_module, "STOP_SECONDS", 1.5)
+    monkeypatch.setattr(mirror_module, "END_SECONDS", 0.5)
     began = time.monotonic()
     made.put(save(tmp_path, 1))
     assert time.monotonic() - began < 1
     connection, _ = silence.accept()
     began = time.monotonic()
     with connection:
-        made.close(is_stopping=True)
+        made.close()
     assert 1 < time.monotonic() - began < 10
     assert made.mirror._process.wait(5) == -signal.SIGKILL
     assert "lacks the checkpoint of step 1, since the upload did not end within 2 s" in made.lines[-1]

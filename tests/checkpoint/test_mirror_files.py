@@ -63,7 +63,7 @@ def test_an_upload_has_a_manifest_and_comes_back_bit_for_bit(address: str, tmp_p
     assert content(files, RUN, upload) == path.read_bytes()
     change(address, f"{RUN}/metrics-000001.jsonl", lambda text: text + b"longer")  # By the next upload of the start.
     chunks: list[bytes] = []
-    files.download_metrics(RUN, upload, chunks.append)
+    files.download(RUN, files.manifest(RUN, upload)["metrics"], chunks.append)
     assert b"".join(chunks) == metrics.read_bytes()
 
 
@@ -247,10 +247,10 @@ def request_for(mirror: tuple[MirrorFiles, Owner], path: Path, **more: Any) -> d
 def test_a_checkpoint_and_the_best_are_there_and_old_ones_go(mirror, tmp_path: Path):
     files, owner = mirror
     old, best, new = (save(tmp_path, step) for step in (1, 2, 3))
-    assert mirror_files.perform(request_for(mirror, old)) == {"size": old.stat().st_size}
+    assert mirror_files.perform(request_for(mirror, old)) == {"uploaded": True}
     store.update_link(tmp_path, "best", best)
     more = {"number": 2, "best": 2, "best_path": str(tmp_path / "best.safetensors")}
-    assert mirror_files.perform(request_for(mirror, new, **more)) == {"size": new.stat().st_size}
+    assert mirror_files.perform(request_for(mirror, new, **more)) == {"uploaded": True}
     assert files.uploads(owner) == [Upload(2, 1, 2), Upload(3, 1, 2)]
     assert [content(files, owner.run, one) for one in files.uploads(owner)] == [best.read_bytes(), new.read_bytes()]
 
@@ -262,7 +262,9 @@ def test_the_step_is_read_without_torch(tmp_path: Path):
 
 def test_a_newer_owner(mirror, tmp_path: Path):
     own(mirror[0].address)
-    assert mirror_files.perform(request_for(mirror, save(tmp_path, 1)))["fenced"].startswith("process ")
+    result = mirror_files.perform(request_for(mirror, save(tmp_path, 1)))
+    assert result.items() >= {"uploaded": False, "is_final": True, "is_fenced": True}.items()
+    assert "a newer owner, process " in result["problem"]
 
 
 def test_failures_are_results(mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -271,16 +273,16 @@ def test_failures_are_results(mirror, tmp_path: Path, monkeypatch: pytest.Monkey
         with monkeypatch.context() as patch:
             patch.setattr(MirrorFiles, "upload", raising(error))
             reason = "denied by (address)" if is_final else "reset"
-            assert mirror_files.perform(wanted) == {"failed": reason, "is_final": is_final}
+            assert mirror_files.perform(wanted) == {"uploaded": False, "problem": reason, "is_final": is_final}
     with monkeypatch.context() as patch:
         patch.setattr(MirrorFiles, "prune", raising(PermissionError("no removal")))
-        assert mirror_files.perform(wanted)["incomplete"] == "no removal"
+        assert mirror_files.perform(wanted) == {"uploaded": True, "problem": "no removal", "is_final": True}
     with monkeypatch.context() as patch:
         patch.setattr(MirrorFiles, "upload", raising(TypeError("a bug")))
         with pytest.raises(TypeError):
             mirror_files.perform(wanted)
     gone = {**wanted, "address": str(tmp_path / "no" / "mirror")}
-    assert "there is no folder" in mirror_files.perform(gone)["failed"]
+    assert "there is no folder" in mirror_files.perform(gone)["problem"]
 
 
 def raising(error: Exception) -> Any:

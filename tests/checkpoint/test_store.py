@@ -48,16 +48,16 @@ def failing(error_number: int, real, times: int = 1):
 
 
 FAULTS = [
-    (os, "open", errno.EACCES, 1, "permission denied"),
-    (os, "write", errno.ENOSPC, 1, "the disk is full"),
-    (os, "write", errno.ENOSPC, 2, "the disk is full"),
-    (os, "write", errno.EDQUOT, 3, "quota"),
-    (os, "write", errno.EFBIG, 1, "larger than the limit for a file"),
-    (os, "pwrite", errno.EIO, 1, "input/output error"),
-    (os, "fsync", errno.EIO, 1, "input/output error"),
-    (os, "fsync", errno.ENOSPC, 1, "the disk is full"),
-    (Path, "replace", errno.EROFS, 1, "read-only"),
-    (Path, "replace", errno.EACCES, 1, "permission denied"),
+    (os, "open", errno.EACCES, 1, "Permission denied"),
+    (os, "write", errno.ENOSPC, 1, "No space left on device"),
+    (os, "write", errno.ENOSPC, 2, "No space left on device"),
+    (os, "write", errno.EDQUOT, 3, "Disk quota exceeded"),
+    (os, "write", errno.EFBIG, 1, "File too large"),
+    (os, "pwrite", errno.EIO, 1, "Input/output error"),
+    (os, "fsync", errno.EIO, 1, "Input/output error"),
+    (os, "fsync", errno.ENOSPC, 1, "No space left on device"),
+    (Path, "replace", errno.EROFS, 1, "Read-only file system"),
+    (Path, "replace", errno.EACCES, 1, "Permission denied"),
 ]
 
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import json
 import os
 import shutil
-import struct
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,7 +29,6 @@ from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder
 from seresnext.data.readers.folder import FolderReader
 from seresnext.data.readers.imagenet import ARCHIVES, DEVKIT, VAL, ImagenetReader
 from seresnext.data.readers.imagenet_classes import read_validation_classes
-from seresnext.data.readers.index import Index, IndexColumns, NotAnIndex, write_index
 from seresnext.data.readers.tarfiles import members
 from seresnext.data.shards import format
 from seresnext.data.shards.reader import ShardReader
@@ -171,8 +167,6 @@ def devkit(folder: Path, truth: bytes) -> Path:
 
 def test_a_kit_that_unpacks_to_much(tmp_path: Path) -> None:
     assert read_validation_classes(devkit(tmp_path, b"490\n1\n"))[1] == "n02119789"
-    with within(2), pytest.raises(DataError, match="more than the kit's"):
-        read_validation_classes(devkit(tmp_path, b"1 " * 10_000_000))
     with within(3), pytest.raises(DataError, match="unpacks to more than 64 MiB"):
         read_validation_classes(devkit(tmp_path, bytes(100 << 20)))
     assert (tmp_path / DEVKIT.name).stat().st_size < 200_000
@@ -295,54 +289,3 @@ def test_a_list_of_images_of_a_terabyte(tmp_path: Path) -> None:
     os.truncate(shards(tmp_path) / "val" / "index.npy", 1 << 40)
     with within(1), pytest.raises(DataError, match=r"index\.npy .*1 images"):
         ShardReader(str(tmp_path), "val")
-
-
-def forged(path: Path, change: Callable[[dict], object]) -> Path:
-    """Write an index with a changed header and right checksums."""
-    ends, names = np.array([1, 2]), np.frombuffer(b"ab", np.uint8)
-    write_index(path, IndexColumns(("cat", "dog"), "f", np.array([0, 1]), name_ends=ends, names=names))
-    raw = path.read_bytes()
-    length = int.from_bytes(raw[8:16], "little")
-    said = json.loads(raw[24 : 24 + length])
-    change(said)
-    for column in said["columns"] if said["columns"] != 7 else []:
-        _, kind, count, place, _ = column
-        width = 1 if "," in kind else np.dtype(kind).itemsize
-        column[4] = zlib.crc32(raw[place : place + count * width])
-    text = json.dumps(said).encode().ljust(length)
-    assert not any(raw[24 + length : 24 + len(text)])  # There is room behind the header.
-    path.write_bytes(raw[:8] + struct.pack("<QQ", len(text), zlib.crc32(text)) + text + raw[24 + len(text) :])
-    return path
-
-
-def column(*fields: object) -> Callable[[dict], object]:
-    """Return the replacement of the first column. `...` stands for the place of the column."""
-    return lambda said: said["columns"].__setitem__(
-        0, [said["columns"][0][3] if field is ... else field for field in fields] + [0]
-    )
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        column("label", "|O", 2, ...),
-        column("label", "|u1", -2, 64),
-        column("label", "|u1", 10**6, 64),
-        column("label", "<f2", 2, ...),
-        column("laber", "|u1", 2, ...),
-        column("label", "|u1", 1, ...),
-        column("label", "u1,(", 2, ...),
-        lambda said: next(each for each in said["columns"] if each[0] == "name_ends").__setitem__(2, 0),
-        lambda said: said.update(classes=["cat"]),
-        lambda said: said.update(classes=["cat", 7]),
-        lambda said: said.update(classes=["cat", "\ud800"]),  # No file can have this name.
-        lambda said: said.update(columns=7),
-        lambda said: said.pop("classes"),
-        lambda said: said.pop("fingerprint"),
-    ],
-)
-def test_an_index_with_a_wrong_header_is_built_again(tmp_path: Path, change: Callable[[dict], object]) -> None:
-    assert len(Index.open(forged(tmp_path / "index", lambda said: None))) == 2
-    with pytest.raises(NotAnIndex) as caught:
-        Index.open(forged(tmp_path / "index", change))
-    assert "checksum" not in str(caught.value)

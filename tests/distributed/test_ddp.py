@@ -9,13 +9,7 @@ import copy, sys
 from pathlib import Path
 import torch
 from torch import nn
-from seresnext.distributed import DDPOptions, wrap_ddp, open_world
-
-EXCHANGES = {
-    "plain": DDPOptions(),
-    "small buckets": DDPOptions(bucket_mb=0.001),
-    "compressed": DDPOptions(compress=True),
-}
+from seresnext.distributed import ddp as ddp_module, open_world, wrap_ddp
 
 def gradients(model):
     return [parameter.grad.clone() for parameter in model.parameters()]
@@ -34,9 +28,10 @@ with open_world() as world:
         for images in accumulated:
             backward(alone, images)
         found["own"].append(gradients(alone))
-    for name, exchange in EXCHANGES.items():
+    for name in ("plain", "compressed", "small buckets"):
         shared = copy.deepcopy(model)
-        ddp = wrap_ddp(shared, exchange)
+        ddp_module._BUCKET_MB = 0.001 if name == "small buckets" else 25
+        ddp = wrap_ddp(shared, compress=name == "compressed")
         backward(ddp, first)  # DDP rebuilds its buckets after the first step.
         ddp.zero_grad()
         found[name] = []
@@ -93,8 +88,8 @@ def test_compressed_gradients_are_the_mean_of_rounded_gradients(found, case):
             torch.testing.assert_close(ours, exact, rtol=0.02, atol=float(exact.abs().max()) / 100)
 
 
-def test_buckets_have_the_size_of_the_options(found):
+def test_the_size_of_buckets(found):
+    """The layers have 216 + 8 + 8 + 8 + 6400 + 50 numbers: one bucket of 25 MiB, and more with a limit of 1 KB."""
     for rank in found:
-        # The layers have 216 + 8 + 8 + 8 + 6400 + 50 numbers: one bucket by default, and more with a limit of 1 KB.
         assert rank["buckets"]["plain"] == 1
         assert rank["buckets"]["small buckets"] > 1

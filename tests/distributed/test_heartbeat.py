@@ -138,7 +138,7 @@ class Moody:
 
     def __init__(self, fails):
         self._store = dist.HashStore()
-        self._store.set("1", '{"count": 1, "activity": "", "end": ""}')
+        self._store.set("1", '[1, "", ""]')
         self._fails = fails
         self.calls = 0
 
@@ -196,8 +196,8 @@ class Slow:
 def test_a_store_that_never_answers_ends_the_process(ended, capsys, prints):
     """A torch store can wait without end for a machine that is gone, in this thread and in an explanation."""
     store = Slow()
-    heart = Heartbeat(store, 0, 2, 1.0, prints)  # pyright: ignore[reportArgumentType]
-    heart.watches_store = True
+    heart = Heartbeat(store, 0, 2, 1.0)  # pyright: ignore[reportArgumentType]
+    heart.watches_store, heart.prints = True, prints
     heart.start()
     while not heart._answers:
         time.sleep(0.01)

@@ -61,8 +61,8 @@ def test_without_evaluation_and_recipe(oracles, tmp_path: Path, capsys: pytest.C
         (["--checkpoint", "{run}", "--weights", "model", "--evaluation", "{result}"], 3, "weights"),
         (["--checkpoint", "{run}", "--evaluation", "{result}x"], 3, "result.jsonx"),
         (["--checkpoint", "{result}"], 4, "result.json"),
-        (["--checkpoint", "{run}", "--evaluation", "{result}", "--output", "{run}"], 1, "cannot be written"),
-        (["--checkpoint", "{run}", "--output", "{result}/README.md"], 1, "README.md cannot be written"),
+        (["--checkpoint", "{run}", "--evaluation", "{result}", "--output", "{run}"], 2, "cannot be written"),
+        (["--checkpoint", "{run}", "--output", "{result}/README.md"], 2, "README.md cannot be written"),
         (["--evaluation", "{result}"], 2, "--checkpoint"),
     ],
 )

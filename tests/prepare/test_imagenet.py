@@ -35,7 +35,7 @@ def published(archives: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = tuple(row for row in imagenet.imagenet_classes() if row.wordnet_id in CLASSES)
     monkeypatch.setattr(imagenet, "imagenet_classes", lambda: rows)
     monkeypatch.setattr(imagenet, "OFFICIAL_COUNTS", {"train": 20, "val": 12})
-    monkeypatch.setattr(imagenet, "_VAL_PER_CLASS", 3)
+    monkeypatch.setattr(imagenet, "_SPLITS", {"train": facts[:1], "val": facts[1:]})
     return archives
 
 
@@ -50,7 +50,7 @@ def test_good_downloads_are_verified_and_indexed(published, monkeypatch, tmp_pat
     assert len(list((tmp_path / "cache").glob("*.index"))) == 2
     # Training uses the index and does not build a second one.
     monkeypatch.setattr(imagenet, "_list_archive", None)
-    assert len(imagenet.ImagenetReader(published, "train", tmp_path / "cache", official=True)) == 20
+    assert len(imagenet.ImagenetReader(published, "train", tmp_path / "cache")) == 20
 
 
 def test_the_progress_of_a_sum_adds_up(published, monkeypatch):
@@ -87,11 +87,11 @@ def test_all_wrong_sizes_are_in_one_message(published, monkeypatch):
         prepare_imagenet(published, None, skip_md5=False)
     lines = str(caught.value).split("\n  ")[1:]
     assert len(lines) == 3
-    assert "(50.0 %); the download stopped: continue the download" in lines[0]
-    assert "ILSVRC2012_img_val.tar: No such file or directory; download the file from image-net.org" in lines[1]
-    assert "are published; repeat the download" in lines[2]
+    assert f"img_train.tar has {len(half) // 2:,} bytes, and {len(half):,} are published" in lines[0]
+    assert "ILSVRC2012_img_val.tar has 0 bytes, and " in lines[1]
+    assert lines[2].endswith("are published")
 
 
 def test_mistakes_are_messages(archives: Path, prepare: Callable[..., str], tmp_path: Path):
-    assert "of 147,897,477,120 bytes (0.0 %)" in prepare("imagenet", archives, code=3)
-    assert prepare("imagenet", tmp_path / "nowhere", code=3).count("No such file or directory") == 3
+    assert "147,897,477,120 are published" in prepare("imagenet", archives, code=3)
+    assert prepare("imagenet", tmp_path / "nowhere", code=3).count(" has 0 bytes") == 3

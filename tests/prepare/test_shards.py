@@ -134,7 +134,7 @@ def test_ignored_files_are_reported_each_time(photographs, write, tmp_path):
     data = shutil.copytree(photographs, tmp_path / "data")
     (data / "train" / "class_0" / "notes.md").write_bytes(b"# notes")
     for _ in range(2):
-        (line,) = [line for line in write("out", data=data).splitlines() if "1 text (.md)" in line]
+        (line,) = [line for line in write("out", data=data).splitlines() if "1 .md (a text)" in line]
         assert line.startswith(f"warning: {data}/train: ")
 
 
@@ -317,7 +317,7 @@ def test_an_index_of_other_shards_is_written(prepare, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ([], "give DATA and --output DIR"),
-        (["x", "--output", "y", "--quality", "100"], "--quality 100"),
+        (["x", "--output", "y", "--quality", "100"], "--quality: '100' is not a whole number from 1 to 95"),
         (["x", "--output", "y", "--short-side", "0"], "--short-side: '0' is not a whole number"),
         (["--index", "x"], "--index needs --classes FILE"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from seresnext.errors import RecipeError
 from seresnext.recipe import load_recipe, to_values
-from seresnext.recipe.check_lengths import check_lengths
+from seresnext.recipe.check import check_lengths
 from seresnext.recipe.show import to_yaml
 
 MIXED = "mix={{mixup: 0.2, off_after: {}}}"

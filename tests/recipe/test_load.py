@@ -44,7 +44,6 @@ def test_a_value_may_hold_number_signs_and_equals_signs(text: str) -> None:
 
 
 def test_the_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`~` is expanded in files, bases and overrides, but not in the recipe of a checkpoint."""
     monkeypatch.setenv("HOME", str(tmp_path / "house"))
     (tmp_path / "house").mkdir()
     (tmp_path / "house" / "base.yaml").write_text("model: {name: seresnext26, weights: ~/w.pth}\ndata: {cache: ~}\n")
@@ -57,8 +56,6 @@ def test_the_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert load_recipe("~/base", ["data.cache='~/c'"]).recipe.data.cache == f"{tmp_path}/house/c"
     for root in ("a/~", "./~", "~nobody-of-this-name/a"):
         assert load_recipe("mine.yaml", [f"data.root={root}"]).recipe.data.root == root
-    stored = {"model": {"name": "seresnext26"}, "data": {"root": "~/a"}}
-    assert recipe_from_values(stored, "a checkpoint").data.root == "~/a"
 
 
 # ------------------------------------------------------------------------------------------------ values
@@ -67,7 +64,7 @@ def test_the_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_removed_keys_are_dropped_from_a_saved_recipe() -> None:
     recipe = load_recipe("digits").recipe
     values = to_values(recipe)
-    old = {**values, "runtime": {**values["runtime"], "measure": True, "static_graph": True}}
+    old = {**values, "runtime": {**values["runtime"], "measure": True, "bucket_mb": 13.0}}
     assert recipe_from_values(old, "a checkpoint") == recipe
     assert old["runtime"]["measure"]  # The caller's values do not change.
 
@@ -77,10 +74,10 @@ WRONG_STORED = [
     ({"model": {"name": "seresnext26", "num_classes": "auto"}}, "last.safetensors: model.num_classes: is auto, and"),
     (GOOD | {"lr": 1}, "last.safetensors: lr: unknown key"),
     ({}, "last.safetensors: model.name: is missing"),
-    ({"model": {"name": 5}}, "last.safetensors: model.name: expected one of"),
-    (GOOD | {"runtime": [1]}, "runtime: expected a section of keys"),
-    ({"model": {"name": "seresnext26", "reset_head": True}}, "last.safetensors: model.reset_head: "),
-    (GOOD | {"optimizer": {"lr": 10**400}}, "optimizer.lr: is too large"),
+    ({"model": {"name": 5}}, "last.safetensors: model.name: must be 'seresnext26', "),
+    (GOOD | {"runtime": [1]}, "runtime: must be a section of keys"),
+    ({"model": {"name": "seresnext26", "frozen": ["layer0"]}}, "last.safetensors: model.frozen: needs model.weights"),
+    (GOOD | {"optimizer": {"lr": 10**400}}, "optimizer.lr: must be a number, found 1000"),
     (GOOD | {"\ud800": 1}, r"last.safetensors: the key '\ud800'"),
     ({"model": {"name": "seresnext26", "\ud800": 1}}, r"last.safetensors: the key '\ud800'"),
     (GOOD | {"\x1b[2J": 1}, r"last.safetensors: the key '\x1b[2J'"),

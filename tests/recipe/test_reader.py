@@ -9,14 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seresnext.recipe.reader import (
-    MAX_BYTES,
-    Unreadable,
-    read_scalar,
-    read_value,
-    read_yaml,
-    write_scalar,
-)
+from seresnext.errors import RecipeError
+from seresnext.recipe.reader import MAX_BYTES, read_scalar, read_value, read_yaml, write_scalar
 
 
 @pytest.mark.parametrize(
@@ -25,60 +19,56 @@ from seresnext.recipe.reader import (
         ("1e-4", 1e-4), ("1e4", 1e4), ("1E5", 1e5), ("+1.5e+3", 1500.0), ("-.5", -0.5), ("1.", 1.0), ("01.5", 1.5),
         ("0", 0), ("-7", -7), ("+5", 5), ("true", True), ("Off", False), ("NULL", None), ("~", None), ("", None),
         ("nan", "nan"), ("inf", "inf"), ("e5", "e5"), ("1e", "1e"), ("100ep", "100ep"), ("y", "y"), ("=", "="),
-        ("2026-01-01", "2026-01-01"), ("1.2.3", "1.2.3"), ("-", "-"), (".", "."),
+        ("2026-01-01", "2026-01-01"), ("1.2.3", "1.2.3"), ("-", "-"), (".", "."), ("010", "010"), ("0x10", "0x10"),
+        ("1_0", "1_0"), ("12:30", "12:30"), ("1" * 100, int("1" * 100)), ("1" * 101, "1" * 101),
     ],
 )  # fmt: skip
 def test_scalars(text: str, value: object) -> None:
-    found, complaint = read_scalar(text)
-    assert complaint is None
+    found = read_scalar(text)
     assert found == value
     assert type(found) is type(value)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_float_round_trip(value: float) -> None:
-    assert read_scalar(write_scalar(value)) == (value, None)
+    assert read_scalar(write_scalar(value)) == value
 
 
 @given(st.integers(0, 10**6), st.integers(-300, 300), st.sampled_from("eE"), st.sampled_from(["", "+"]))
 def test_every_exponent_form_is_a_float(digits: int, exponent: int, letter: str, sign: str) -> None:
     text = f"{digits}{letter}{sign if exponent >= 0 else ''}{exponent}"
-    value, problem = read_scalar(text)
+    value = read_scalar(text)
     assert type(value) is float
-    assert (value, problem) == (float(text), None)
+    assert value == float(text)
 
 
-@given(st.text().filter(lambda text: text.isprintable()))
+NUMBERS = st.from_regex(r"[0-9._xobe+-]+", fullmatch=True)  # to some readers of YAML
+
+
+@given(st.text().filter(lambda text: text.isprintable()) | NUMBERS)
 def test_text_round_trip(text: str) -> None:
-    root, problems = read_value(write_scalar(text), "data.root")
-    assert (root and root.plain(), problems) == (text, [])
+    assert read_value(write_scalar(text)).plain() == text
     for document, value in ((f"key: {write_scalar(text)}\n", text), (f"key: [{write_scalar(text)}]\n", [text])):
-        root, problems = read_yaml(document, str)
-        assert (root and root.plain(), problems) == ({"key": value}, [])
+        assert read_yaml(document, str).plain() == {"key": value}
         assert yaml.safe_load(document) == {"key": value}  # Other readers agree.
 
 
 @given(st.lists(st.from_regex(r"[A-Za-z/#][A-Za-z0-9/._#-]*", fullmatch=True), min_size=1))
 def test_number_sign_on_the_command_line_is_no_comment(words: list[str]) -> None:
     text = " #".join(words)
-    for value, expected in ((text, text), (f"[x, {text}]", ["x", text]), (f"{{x: {text}}}", {"x": text})):
-        root, problems = read_value(value, "data.root")
-        assert (root and root.plain(), problems) == (expected, [])
+    assert read_value(text).plain() == text
     if " #" in text:  # In a file, ` #` begins a comment for every YAML reader.
-        root, _ = read_yaml(text, str)
-        assert (root and root.plain()) == yaml.safe_load(text) != text
+        assert read_yaml(text, str).plain() == yaml.safe_load(text) != text
 
 
-@pytest.mark.parametrize("text", ['"a" #b', "'a' # b", '["a" #b]', "{a: 'b' #c}", "a\t#b", "[a] #b"])
+@pytest.mark.parametrize("text", ['"a" b', "'a' b", '["a" #b]', "{a: 'b' #c}", "[a] b"])
 def test_text_after_the_end_of_a_value_is_refused(text: str) -> None:
-    with pytest.raises(Unreadable):
-        read_value(text, "data.root")
+    with pytest.raises(RecipeError):
+        read_value(text)
 
 
 def test_line_of_a_value_is_the_line_of_the_key() -> None:
-    root, problems = read_yaml("# 1\na:\n  b: 1\n\n  c:\n    - 2\n  d: {e:\n   4}\n", "line {}".format)
-    assert problems == []
-    assert root is not None
+    root = read_yaml("# 1\na:\n  b: 1\n\n  c:\n    - 2\n  d: {e:\n   4}\n", "line {}".format)
     section = root.value["a"]
     assert section.origin == "line 2"
     assert {key: node.origin for key, node in section.value.items()} == {"b": "line 3", "c": "line 5", "d": "line 7"}
@@ -117,9 +107,10 @@ LONG = {
 @pytest.mark.full
 def test_long_text_takes_seconds_at_most(case: str) -> None:
     start = time.process_time()
+    problems = []
     try:
-        _, problems = read_yaml(LONG[case], str)
-    except Unreadable as error:
-        problems = [str(error)]
+        read_yaml(LONG[case], str)
+    except RecipeError as error:
+        problems = error.problems
     assert time.process_time() - start < 10
     assert all(len(problem) < 300 for problem in problems)

@@ -48,9 +48,7 @@ def test_printed_recipe_loads_again(tmp_path: Path) -> None:
 @given(recipes)
 def test_round_trip_of_any_recipe(values: dict[str, Any]) -> None:
     full = to_values(recipe_from_values(values, "hypothesis"))
-    root, problems = read_yaml(to_yaml(full), str)
-    assert problems == []
-    assert root is not None
+    root = read_yaml(to_yaml(full), str)
     assert root.plain() == full
     assert to_values(recipe_from_values(root.plain(), "hypothesis")) == full
     assert to_values(recipe_from_values(json.loads(json.dumps(full)), "hypothesis")) == full
@@ -124,11 +122,9 @@ def test_the_reference_has_a_row_for_every_key() -> None:
     rows = recipe_reference().splitlines()[2:]
     keys = [row.split("`")[1] for row in rows]
     defaults = to_values(Recipe.model_validate({"model": {"name": "seresnext26"}}))
-
-    def is_null(key: str) -> bool:
-        return reduce(lambda section, name: section and section[name], key.split("."), defaults) is None
-
-    values = [key for key, is_section in all_keys().items() if not is_section or is_null(key)]
-    assert keys == ["base", *values]
+    values = {
+        key: reduce(lambda section, name: section and section[name], key.split("."), defaults) for key in all_keys()
+    }
+    assert keys == ["base", *(key for key, value in values.items() if not isinstance(value, dict))]
     assert "| `optimizer.lr` | number > 0 | `0.6` |" in recipe_reference()
     assert all(row.count("|") == 5 for row in rows)

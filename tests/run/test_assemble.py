@@ -54,7 +54,7 @@ def photos(tiny_image_folder, tmp_path):
     return root
 
 
-PASSED_OVER = ("2 empty files (.mov), 1 empty file (.txt)", "1 empty file (.xml)")
+PASSED_OVER = ("2 .mov (an empty file), 1 .txt (an empty file)", "1 .xml (an empty file)")
 
 
 @pytest.mark.parametrize("val", ["val", "train"])

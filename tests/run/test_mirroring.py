@@ -18,7 +18,6 @@ from seresnext.checkpoint.mirror import Mirror
 from seresnext.checkpoint.mirror_files import MirrorFiles
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, UsageError
-from seresnext.metrics.console import Console
 from seresnext.models import pretrained, registry
 from seresnext.process.stop_request import StopRequest
 from seresnext.run import validate as validate_module
@@ -151,9 +150,10 @@ def test_a_refused_start_changes_nothing_at_the_address(start, tmp_path: Path):
 @pytest.mark.full
 def test_training_does_not_need_the_store(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The run ends, and the same command uploads the missing checkpoint."""
+    failure = {"uploaded": False, "problem": "no answer", "is_final": True}
     whole = start("whole", mirror=False)
     with monkeypatch.context() as patch:
-        patch.setattr(Mirror, "_upload", lambda self, request: {"failed": "no answer", "is_final": True})
+        patch.setattr(Mirror, "_upload", lambda self, request: failure)
         patch.setattr(mirror_module, "END_SECONDS", 0.5)
         run = start("run")
     assert digest(run) == digest(whole)
@@ -163,20 +163,6 @@ def test_training_does_not_need_the_store(start, tmp_path: Path, monkeypatch: py
     assert "lacks the checkpoint of step 4" in log
     start("run")
     assert status(run)["mirrored_step"] == 4
-
-
-@pytest.mark.parametrize(("state", "is_stopping"), [("finished", False), ("preempted", True), ("failed", True)])
-def test_only_a_finished_run_waits_long_for_the_upload(tmp_path: Path, monkeypatch, state: str, is_stopping: bool):
-    """The status decides: a stop request may come to another rank."""
-    asked = []
-    monkeypatch.setattr(Mirror, "close", lambda self, is_stopping: asked.append(is_stopping()))
-    folder = RunFolder(tmp_path / "run", World(), str(tmp_path / "mirror"))
-    folder.open()
-    with folder.mirroring(Console(enabled=False), StopRequest()):
-        folder.write_status(state, 1)
-    assert asked == [is_stopping]
-    del folder
-    gc.collect()  # Close the lock within this test.
 
 
 @pytest.mark.full

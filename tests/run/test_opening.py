@@ -312,7 +312,7 @@ def test_classes_that_only_validation_has_are_named(photos):
     (photos / "val" / "class_1").rename(photos / "val" / "Class_1")
     error = str(refusal(photos, "model.num_classes=auto", "data.split={}", FEW))
     assert "only in validation: Class_1" in error
-    assert "differ only in upper and lower case" in error
+    assert "names look alike: " in error
 
 
 def test_other_words_for_val_need_no_key(photos):
@@ -321,6 +321,6 @@ def test_other_words_for_val_need_no_key(photos):
     lines: list[str] = []
     _, train_split, val_split = opened(f"data.root={photos}", "model.num_classes=3", FEW, warn=lines.append)
     assert (len(train_split), len(val_split)) == (55, 11)
-    assert lines == [f"warning: {photos}: 1 unreadable photo is left out:\n  valid/class_0/0.jpg is empty"]
+    assert lines == [f"warning: {photos}: unreadable photos are left out (1):\n  valid/class_0/0.jpg is empty"]
     break_image(photos, "valid/class_0/1.jpg")
     assert len(opened(f"data.root={photos}", "model.num_classes=3", FEW)[2]) == 10

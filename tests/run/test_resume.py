@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ from seresnext.run.resume import (
     changes_validation,
     check_compatible,
     find_checkpoint,
+    restored_progress,
     rewind_folder,
 )
+from seresnext.training.plan import Progress
 
 VAL = {"num_images": 4, "fingerprint": "def"}
 DATASET = {"classes": ["cat", "dog"], "num_images": 10, "fingerprint": "abc", "val": VAL}
@@ -49,6 +52,22 @@ def damage(path):
 def find(folder, resume="auto"):
     said = []
     return find_checkpoint(folder, resume, World(), said.append), said
+
+
+PROGRESS = {name: value for name, value in asdict(Progress(step=5)).items() if name != "history"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"unlogged_loss": [1]}, {"evaluated": 6}, {"evaluated": -1}, {"epoch_seen": -1}, {"step": 1e3}, {"x": 1}]
+)
+def test_progress_that_no_run_writes(change):
+    def restored(**changes):
+        saved = replace(facts(5), progress={**PROGRESS, **changes})
+        return restored_progress(LoadedCheckpoint(Path("old.safetensors"), {}, saved, digits()))
+
+    assert restored(evaluated=5, unlogged_loss=-1e30) == Progress(step=5, evaluated=5, unlogged_loss=-1e30)
+    with pytest.raises(CheckpointError, match=next(iter(change))):
+        restored(**change)
 
 
 def test_the_newest_is_taken(tmp_path):

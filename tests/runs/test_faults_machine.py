@@ -95,7 +95,8 @@ def test_a_disk_that_is_full(faulty, tmp_path):
     result = faulty(run, world=1, more=["--set", "checkpoint.every=1st"], prefix=prefix)
     assert result.returncode == 1, result.output
     assert re.search(
-        r"could not be saved: the disk is full; the file needs [\d,]+ bytes, [\d,]+ bytes are free", one_error(result)
+        r"could not be saved: No space left on device; the file needs [\d,]+ bytes, [\d,]+ bytes are free",
+        one_error(result),
     )
     seen = tmp_path / "seen"
     assert store.newest_valid(seen / "checkpoints").warnings == []

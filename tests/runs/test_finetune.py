@@ -125,7 +125,7 @@ def test_weights_of_a_run_start_another(finetune: Finetune, photos: Path, tmp_pa
     [
         (["--weights", "nowhere.pth"], 4, "nowhere.pth"),
         (["--resume", "nowhere.safetensors"], 2, "nowhere.safetensors"),
-        (["--lr", "0.1"], 2, "--set optimizer.lr=0.1"),
+        (["--lr", "0.1"], 2, "give a key of the recipe as --set KEY=VALUE"),
         (["--set", "model.num_classes=7"], 3, "set model.num_classes=3"),
     ],
 )
@@ -157,6 +157,9 @@ def test_settings_suit_the_number_of_images(num_images: int, world_size: int):
         assert epochs * (num_images // size) >= 300 or epochs == 60
     if num_images > 20_000:
         assert epochs == max(400_000 // num_images, 5)
+    every = int(found["evaluation.every"].removesuffix("ep"))
+    assert found["checkpoint.every"] == found["evaluation.every"]
+    assert every == 1 if epochs < 40 else 20 <= epochs // every < 40
     load_recipe("finetune", [f"{key}={value}" for key, value in found.items()])  # The checks accept the settings.
 
 

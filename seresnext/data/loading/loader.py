@@ -9,7 +9,6 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -22,13 +21,14 @@ from torch.utils.data._utils import signal_handling
 from seresnext.data.augment.progressive import ImageSizeSchedule
 from seresnext.data.batches import Batch, BatchSource
 from seresnext.data.order import BatchKey, Order
-from seresnext.data.worker_status import WorkerStatus, set_current_batch
 from seresnext.errors import DataError, Failure
+from seresnext.printable import listed
 from seresnext.process.fork import FORK
 from seresnext.process.signals import block_stop_signals, init_worker
 
 # Batches that each worker makes ahead of use.
 _PREFETCH = 2
+_LISTED = 64  # images that a worker may have been reading, in a message
 
 
 def train_keys(
@@ -62,8 +62,7 @@ def open_batches(
     or that did not answer for `timeout` seconds. Workers end with the block. With `pin_memory`, for a GPU, images
     travel in torch's shared memory; without, through pipes.
     """
-    pending: deque[BatchKey] = deque()
-    status = WorkerStatus(workers)
+    pending: deque[tuple[int, BatchKey]] = deque()
     with warnings.catch_warnings():
         # Torch counts the cores of this machine; data.workers was written for the machine of the recipe.
         warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -76,7 +75,7 @@ def open_batches(
             prefetch_factor=_PREFETCH if workers else None,
             pin_memory=pin_memory,
             timeout=timeout if workers else 0,
-            worker_init_fn=partial(_begin_worker, status) if workers else None,
+            worker_init_fn=_begin_worker if workers else None,
             # Forked workers share the reader's arrays and start at once. A fork server would import torch in each
             # worker and send 1.28 million names. Workers never touch CUDA, which does not survive a fork.
             multiprocessing_context=FORK if workers else None,
@@ -100,13 +99,12 @@ def open_batches(
         # Torch raises a worker's death in the main thread, also outside of the iterator.
         if not _is_loss_of_own_worker(error, processes):
             raise
-        if "timed out" in str(error):
-            images = status.images_for(pending[0].step, pending[0].replica) if pending else []
-        else:
-            dead = [number for number, process in enumerate(processes) if not process.is_alive()]
-            images = [image for number in dead for image in status.images_of(number)]
+        # Torch gives the keys to the workers in turn. A worker that hangs makes the batch that the trainer waits for.
+        dead = {number for number, process in enumerate(processes) if not process.is_alive()}
+        lost = [each for each in pending if each[0] % workers in dead] if dead else list(pending)[:1]
         _kill(iterator, processes)
-        names = ", ".join(source.reader.name(image) for image in images) or "none"
+        images = [source.reader.name(image) for _, key in lost for image in key.indices.tolist()]
+        names = ", ".join(listed(images, _LISTED)) or "none"
         raise DataError(_explain_loss(error, pending, names)) from None
     finally:
         # The workers end with the iterator, and a frame of a traceback could keep the iterator alive.
@@ -122,7 +120,6 @@ class _BatchDataset(Dataset["Batch | Failure | dict[str, Any]"]):
         self._shares_memory = shares_memory
 
     def __getitem__(self, key: BatchKey) -> Batch | Failure | dict[str, Any]:
-        set_current_batch(key)
         try:
             batch = self._source.make(key)
         except Failure as failure:
@@ -156,14 +153,14 @@ def _unpack(packed: dict[str, Any]) -> Batch:
     return batch._replace(images=batch.images.permute(0, 3, 1, 2)) if is_piped else batch
 
 
-def _recorded(keys: Iterable[BatchKey], pending: deque[BatchKey]) -> Iterator[BatchKey]:
-    """Yield the keys, and add each to the pending ones."""
-    for key in keys:
-        pending.append(key)
+def _recorded(keys: Iterable[BatchKey], pending: deque[tuple[int, BatchKey]]) -> Iterator[BatchKey]:
+    """Yield the keys, and add each with its number to the pending ones."""
+    for number, key in enumerate(keys):
+        pending.append((number, key))
         yield key
 
 
-def _received(iterator: Iterator[Batch | Failure | dict[str, Any]], pending: deque[BatchKey]) -> Iterator[Batch]:
+def _received(iterator: Iterator[Batch | Failure | dict[str, Any]], pending: deque[Any]) -> Iterator[Batch]:
     for result in iterator:
         pending.popleft()
         if isinstance(result, Failure):
@@ -186,15 +183,15 @@ def _is_loss_of_own_worker(error: Exception, processes: list[BaseProcess]) -> bo
     return is_loss and (named is None or any(int(pid) in own for pid in named[1].split(",")))
 
 
-def _explain_loss(error: Exception, pending: deque[BatchKey], names: str) -> str:
-    batch = f"the batch of step {pending[0].step}, replica {pending[0].replica}" if pending else "the end"
+def _explain_loss(error: Exception, pending: deque[tuple[int, BatchKey]], names: str) -> str:
+    batch = f"the batch of step {pending[0][1].step}, replica {pending[0][1].replica}" if pending else "the end"
     if "timed out" in str(error):
         return (
             f"no loader worker answered while the trainer waited for {batch}: {error} (runtime.loader_timeout). The "
-            f"worker was reading these images: {names}. Check the disk, the file system or the server of the images"
+            f"worker had to read these images: {names}. Check the disk, the file system or the server of the images"
         )
     return (
-        f"a loader worker died while the trainer waited for {batch}: {str(error).strip(' .')}. The worker was reading "
+        f"a loader worker died while the trainer waited for {batch}: {str(error).strip(' .')}. The worker had to read "
         f"these images: {names}. After a kill for memory, lower data.workers; after a bus error (/dev/shm is full), "
         "give the container more shared memory (docker run --shm-size=16g)"
     )
@@ -218,8 +215,7 @@ def _kill(iterator: Iterator[Any], processes: list[BaseProcess]) -> None:
         process.kill()
 
 
-def _begin_worker(status: WorkerStatus, number: int) -> None:
+def _begin_worker(number: int) -> None:
     init_worker()
-    status.enter(number)
     # Objects from before the fork are no garbage: a scan costs time, and each touched object copies a page.
     gc.freeze()

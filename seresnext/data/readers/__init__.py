@@ -94,27 +94,13 @@ def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:
     The clause shows the names with escapes, because a terminal shows no difference.
     """
     alike = {_appearance(name): name for name in there}
-    clauses = [
-        f"{name!a} and {other!a} differ only in {_difference(name, other)}"
-        for name in sorted(here)
-        if (other := alike.get(_appearance(name), name)) != name
+    pairs = [
+        f"{name!a} and {other!a}" for name in sorted(here) if (other := alike.get(_appearance(name), name)) != name
     ]
-    if not clauses:
-        return ""
-    return f" ({'; '.join(listed(clauses, _ALIKE_LISTED))}: rename one of each)"
+    return f" (names look alike: {'; '.join(listed(pairs, _ALIKE_LISTED))}; rename one of each)" if pairs else ""
 
 
 def _appearance(name: str) -> str:
     """Return a name without invisible characters and differences of form, spaces and case."""
     visible = (each for each in unicodedata.normalize("NFKC", name) if unicodedata.category(each) != "Cf")
     return unicodedata.normalize("NFKC", " ".join("".join(visible).split()).casefold())
-
-
-def _difference(name: str, other: str) -> str:
-    if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
-        return "Unicode form (NFC and NFD)"
-    if name.split() == other.split():
-        return "spaces"
-    if name.casefold() == other.casefold():
-        return "upper and lower case"
-    return "characters that look alike"

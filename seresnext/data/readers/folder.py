@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from seresnext.data.decode.kinds import ENDINGS, describe, kind_of
 from seresnext.data.readers import Reader
 from seresnext.data.readers.files import read_at, read_image
-from seresnext.data.readers.index import IndexColumns, Names, columns_by_class
-from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, sign
+from seresnext.data.readers.index import Index, index_by_class
+from seresnext.data.readers.index_cache import Signature, index_path, mark_stale, open_or_build, sign, times_of
 from seresnext.errors import DataError
 from seresnext.printable import listed, printable
 from seresnext.progress import progress
@@ -68,18 +66,18 @@ def folder_signature(folder: Path) -> Signature:
 
     A new or removed file sets the times of the class folder. A mounted object store gives all folders equal times.
     """
-    classes, loose, others = scan(folder)
+    classes, loose, others = _scan(folder)
     try:
-        times = [Times.of((folder / name).stat()) for name in classes]
+        times = [times_of((folder / name).stat()) for name in classes]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}; restore the folder or restart") from None
     shows_changes = all(len(set(column)) > 1 for column in zip(*times, strict=True))
     return sign("folder", classes, loose, sorted(others.items()), times=times, shows_changes=shows_changes)
 
 
-def _scan_split(folder: Path) -> IndexColumns:
+def _scan_split(folder: Path) -> Index:
     """List all images of a split. Raises one DataError for all problems of the split."""
-    classes, loose, others = scan(folder)
+    classes, loose, others = _scan(folder)
     problems = []
     if loose:
         problems.append(
@@ -88,10 +86,10 @@ def _scan_split(folder: Path) -> IndexColumns:
         )
     elif not classes:
         problems.append(f"there are no class folders; the layout is {folder.name}/CLASS/IMAGE")
-    names: dict[str, Names] = {}
+    names: dict[str, list[str]] = {}
     with progress(f"index of {folder.name}", len(classes), " classes") as advance:
         for class_name in classes:
-            nested, found, skipped = scan(folder / class_name)
+            nested, found, skipped = _scan(folder / class_name)
             others += skipped
             if nested:
                 problems.append(
@@ -101,19 +99,18 @@ def _scan_split(folder: Path) -> IndexColumns:
             elif not found:
                 there = f" (found {counted(skipped)})" if skipped else ""
                 problems.append(f"{class_name} has no images{there}; fill or remove the folder")
-            names[class_name] = Names.pack(found)
+            names[class_name] = found
             advance(1)
     if problems:
         raise DataError("\n  ".join([f"{folder} cannot be used:", *listed(problems, _LISTED)]))
-    notices = (skipped_files(others),) if others else ()
-    return columns_by_class(names, notices)
+    return index_by_class(names, (f"skipped files: {counted(others)}",) if others else ())
 
 
 def split_folder(root: Path, split: str) -> Path:
     """Return the folder of a split. Raises DataError that lists the folders there."""
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; give the folder of train/ and val/ with --data DIR")
-    splits = scan(root).folders
+    splits, _ = list_names(root)
     if split not in splits:
         there = f"found {', '.join(splits[:10])}" if splits else "found no folders"
         raise DataError(
@@ -123,23 +120,12 @@ def split_folder(root: Path, split: str) -> Path:
     return root / split
 
 
-class Entries(NamedTuple):
-    """The contents of a folder without hidden names: folders and images, sorted, and the kinds of all other files.
-
-    A kind is the content in words and the ending of the name.
-    """
-
-    folders: tuple[str, ...]
-    images: list[str]
-    others: Counter[tuple[str, str]]
-
-
-def scan(folder: Path) -> Entries:
-    """List a folder. Raises DataError for a folder that cannot be listed."""
+def _scan(folder: Path) -> tuple[list[str], list[str], Counter[tuple[str, str]]]:
+    """Return the folders and the images in a folder, as `list_names`, and count the kinds of all other files."""
     folders, files = list_names(folder)
     kinds = [other_kind(f"{folder}/{name}") for name in files]
     images = [name for name, kind in zip(files, kinds, strict=True) if kind is None]
-    return Entries(tuple(folders), images, Counter(filter(None, kinds)))
+    return folders, images, Counter(filter(None, kinds))
 
 
 def list_names(folder: Path | str) -> tuple[list[str], list[str]]:
@@ -188,20 +174,8 @@ def other_kind(path: str) -> tuple[str, str] | None:
     return None if kind_of(head) else (describe(head), ending)
 
 
-def skipped_files(kinds: Counter[tuple[str, str]]) -> str:
-    """Return the notice about files that are no images."""
-    count = kinds.total()
-    return f"{count:,} {'file is' if count == 1 else 'files are'} skipped: {counted(kinds)}"
-
-
 def counted(kinds: Counter[tuple[str, str]]) -> str:
-    """Return the most frequent kinds, in the same order for any order of files: `2 videos (.mov), 1 text (.txt)`."""
-    most = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:_KINDS_LISTED]
-    parts = []
-    for (kind, ending), count in most:
-        noun = kind.removeprefix("a ").removeprefix("an ")
-        if count > 1 and noun != kind:  # Only a noun has an article.
-            noun = re.sub(r"(?= of | \(|$)", "s", noun, count=1)
-        parts.append(f"{count:,} {noun} ({printable(ending, 40) or 'without ending'})")
-    rest = kinds.total() - sum(count for _, count in most)
-    return ", ".join(parts + [f"{rest:,} others"] * bool(rest))
+    """Return the most frequent kinds, in the same order for any order of files: `2 .mov (a video), 1 .txt (a text)`."""
+    most = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    parts = [f"{count:,} {printable(ending, 40) or 'without ending'} ({kind})" for (kind, ending), count in most]
+    return ", ".join(listed(parts, _KINDS_LISTED))

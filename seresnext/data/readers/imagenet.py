@@ -20,8 +20,8 @@ import numpy as np
 from seresnext.data.readers import Reader
 from seresnext.data.readers.files import LARGEST_IMAGE, read_at, read_piece
 from seresnext.data.readers.imagenet_classes import imagenet_classes, read_validation_classes
-from seresnext.data.readers.index import IndexColumns, Names, columns_by_class
-from seresnext.data.readers.index_cache import Signature, Times, index_path, open_or_build, sign
+from seresnext.data.readers.index import Index, index_by_class
+from seresnext.data.readers.index_cache import Signature, index_path, open_or_build, sign, times_of
 from seresnext.data.readers.tarfiles import BLOCK, Member, ReadAt, header_name, members
 from seresnext.errors import DataError
 from seresnext.files import open_regular
@@ -46,7 +46,6 @@ OFFICIAL_COUNTS = {"train": 1_281_167, "val": 50_000}
 """Numbers of images in the published archives."""
 
 _SPLITS = {"train": (TRAIN,), "val": (VAL, DEVKIT)}
-_VAL_PER_CLASS = 50
 _PIECE = 8 << 20  # bytes of a read
 _CLASS_ARCHIVE = re.compile(r"(n[0-9]{8})\.tar")
 
@@ -55,22 +54,21 @@ class ImagenetReader(Reader):
     """The split `train` or `val` of the challenge's archives in the folder `root`.
 
     Order and fingerprint of the images are equal to an image folder's, by class and then by name: a run can resume from
-    either. An archive of the published size, or any archive with `official`, must hold exactly the published counts; a
-    smaller archive of the same form may hold others. Raises DataError for anything else.
+    either. An archive of the published size must have the published contents; a smaller archive of the same form may
+    have others. Raises DataError for anything else.
     """
 
-    def __init__(self, root: Path, split: str, cache: Path | None = None, official: bool | None = None) -> None:
+    def __init__(self, root: Path, split: str, cache: Path | None = None) -> None:
         if split not in _SPLITS:
             raise DataError(f"ImageNet's archives have no split {split!r}; give train or val")
         paths = [root / archive.name for archive in _SPLITS[split]]
         self._path = paths[0]
         status = _status(self._path)
         self._state = status.st_size, status.st_mtime_ns
-        is_official = status.st_size == _SPLITS[split][0].size if official is None else official
         self._index = open_or_build(
             index_path(cache, "imagenet", root, split),
-            lambda: archives_signature(paths, is_official),
-            lambda: _list_archive(paths, split, is_official),
+            lambda: archives_signature(paths),
+            lambda: _list_archive(paths, split),
         )
         self.classes, self.labels = self._index.classes, self._index.label
         self.fingerprint = self._index.fingerprint
@@ -78,13 +76,10 @@ class ImagenetReader(Reader):
 
     def name(self, index: int) -> str:
         """Return a name such as `ILSVRC2012_img_train.tar/n01440764.tar/n01440764_18.JPEG`."""
-        if len(self._index.names):
-            name = self._index.stored_name(index)
-        else:
-            try:
-                name = header_name(read_at(self._path, int(self._index.offset[index]) - BLOCK, BLOCK, self._state))
-            except OSError:
-                name = f"image {index}"
+        try:  # The header before the image has the name, of which it shows 100 bytes.
+            name = header_name(read_at(self._path, int(self._index.offset[index]) - BLOCK, BLOCK, self._state))
+        except OSError:
+            name = f"image {index}"
         inner = f"{self.classes[self.labels[index]]}.tar/" if self._path.name == TRAIN.name else ""
         return f"{self._path.name}/{inner}{name}"
 
@@ -97,11 +92,11 @@ class ImagenetReader(Reader):
             raise DataError(f"{path} cannot be read: {error.strerror}; put the file back, or start again") from None
 
 
-def archives_signature(paths: Sequence[Path], official: bool) -> Signature:
+def archives_signature(paths: Sequence[Path]) -> Signature:
     """Return a signature that changes with the size and times of the archives. Raises DataError for a missing one."""
     found = [_status(path) for path in paths]
     sizes = [(path.name, status.st_size) for path, status in zip(paths, found, strict=True)]
-    return sign("imagenet", official, sizes, times=[Times.of(status) for status in found])
+    return sign("imagenet", sizes, times=[times_of(status) for status in found])
 
 
 def is_imagenet(root: Path, split: str) -> bool:
@@ -120,34 +115,16 @@ def _status(path: Path) -> os.stat_result:
         ) from None
 
 
-class _Images(NamedTuple):
-    """The images of a class, sorted by name: names, offsets, and sizes in bytes.
-
-    `are_plain`: the header before each image holds the name.
-    """
-
-    names: Names
-    offset: np.ndarray
-    size: np.ndarray
-    are_plain: bool
-
-    @classmethod
-    def pack(cls, images: list[Member]) -> _Images:
-        images.sort(key=lambda image: image.name)
-        places = np.array([(image.offset, image.size) for image in images], np.uint64)
-        names = Names.pack([image.name for image in images])
-        return cls(names, places[:, 0], places[:, 1], all(image.is_plain for image in images))
+ImagesByClass = dict[str, list[Member]]
+"""The images of each class by WordNet id. Classes and images are sorted by name."""
 
 
-ImagesByClass = dict[str, _Images]
-"""The images of each class by WordNet id, sorted."""
-
-
-def _list_archive(paths: Sequence[Path], split: str, official: bool) -> IndexColumns:
+def _list_archive(paths: Sequence[Path], split: str) -> Index:
     """List the images of a split. `paths` are the archive and, for validation, the development kit."""
     path = paths[0]
+    is_official = _status(path).st_size == _SPLITS[split][0].size
     truth = read_validation_classes(paths[1]) if split == "val" else []
-    if official and split == "val":
+    if is_official and split == "val":
         check_md5(paths[1], DEVKIT)  # Kits of other years number the classes differently.
     try:
         with os.fdopen(open_regular(path), "rb") as file:
@@ -165,20 +142,22 @@ def _list_archive(paths: Sequence[Path], split: str, official: bool) -> IndexCol
                 advance(size - reached)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; get the archive again") from None
-    if official:
-        _check_counts(by_class, split, path)
+    images = [image for found in by_class.values() for image in found]
+    published = OFFICIAL_COUNTS["train"], {row.wordnet_id for row in imagenet_classes()}
+    if is_official and split == "train" and (len(images), by_class.keys()) != published:
+        found = f"{len(images):,} images of {len(by_class):,} classes"
+        raise DataError(f"{path} holds {found}, not the images and classes of the challenge; get the archive again")
     if not by_class:
         raise DataError(f"{path} holds no images; get the archive again")
-    found = by_class.values()
-    columns = replace(
-        columns_by_class({wordnet_id: images.names for wordnet_id, images in by_class.items()}),
-        offset=np.concatenate([images.offset for images in found]),
-        size=np.concatenate([images.size for images in found]),
+    index = index_by_class({wordnet_id: [image.name for image in found] for wordnet_id, found in by_class.items()})
+    nothing = np.empty(0, np.uint8)  # The index needs no names, because the archive has the names.
+    return replace(
+        index,
+        offset=np.array([image.offset for image in images], np.uint64),
+        size=np.array([image.size for image in images], np.uint64),
+        name_ends=nothing,
+        names=nothing,
     )
-    # The index needs names only when a header before an image does not hold the name.
-    nothing = np.empty(0, np.uint8)
-    are_plain = all(images.are_plain for images in found)
-    return replace(columns, name_ends=nothing, names=nothing) if are_plain else columns
 
 
 def _list_train(read: ReadAt, size: int, path: Path) -> ImagesByClass:
@@ -188,10 +167,9 @@ def _list_train(read: ReadAt, size: int, path: Path) -> ImagesByClass:
         if not found:
             raise DataError(f"{path}: member {archive.name!a} is no archive of a class; get the archive again")
         where = f"{path}: {archive.name}"
-        images = _list_images(read, archive.offset, archive.offset + archive.size, where)
-        if not images:
+        by_class[found[1]] = sorted(_list_images(read, archive.offset, archive.offset + archive.size, where))
+        if not by_class[found[1]]:
             raise DataError(f"{where} holds no images; get the archive again")
-        by_class[found[1]] = _Images.pack(images)
     return dict(sorted(by_class.items()))
 
 
@@ -199,14 +177,14 @@ def _list_val(read: ReadAt, size: int, path: Path, truth: list[str]) -> ImagesBy
     images = sorted(_list_images(read, 0, size, str(path)))
     if len(images) != len(truth):
         raise DataError(f"{path} holds {len(images):,} images, and the kit the classes of {len(truth):,}; get both")
-    by_class: dict[str, list[Member]] = {wordnet_id: [] for wordnet_id in sorted(set(truth))}
+    by_class: ImagesByClass = {wordnet_id: [] for wordnet_id in sorted(set(truth))}
     # The archive has no order. Line i of the kit has the class of image number i.
     for number, (image, wordnet_id) in enumerate(zip(images, truth, strict=True), 1):
         name = f"ILSVRC2012_val_{number:08}.JPEG"
         if image.name != name:
             raise DataError(f"{path}: {image.name!a} is not {name}, and labels follow these numbers; download again")
         by_class[wordnet_id].append(image)
-    return {wordnet_id: _Images.pack(found) for wordnet_id, found in by_class.items()}
+    return by_class
 
 
 def _list_images(read: ReadAt, start: int, end: int, where: str) -> list[Member]:
@@ -235,21 +213,3 @@ def check_md5(path: Path, archive: Archive) -> None:
         raise DataError(f"{path} cannot be read: {error.strerror}; check the disk, or repeat the download") from None
     if (found := digest.hexdigest()) != archive.md5:
         raise DataError(f"{path} is damaged: its MD5 is {found}, and {archive.md5} is published; repeat the download")
-
-
-def _check_counts(by_class: ImagesByClass, split: str, path: Path) -> None:
-    """Raise DataError unless classes and numbers of images are the published ones, which give the labels a meaning."""
-    expected = {row.wordnet_id for row in imagenet_classes()}
-    if by_class.keys() != expected:
-        missing, odd = sorted(expected - by_class.keys()), sorted(by_class.keys() - expected)
-        raise DataError(
-            f"{path} has {len(by_class)} classes, the challenge {len(expected)} (missing: "
-            f"{', '.join(missing[:10]) or '-'}; unknown: {', '.join(odd[:10]) or '-'}); get the archive again"
-        )
-    counts = {wordnet_id: len(images.size) for wordnet_id, images in by_class.items()}
-    total, official = sum(counts.values()), OFFICIAL_COUNTS[split]
-    if total != official:
-        raise DataError(f"{path} holds {total:,} images, the challenge {official:,}; get the archive again")
-    for wordnet_id, count in counts.items():
-        if split == "val" and count != _VAL_PER_CLASS:
-            raise DataError(f"{path}: {wordnet_id} has {count} images, not {_VAL_PER_CLASS}; get the archive again")

@@ -1,7 +1,7 @@
 """The cache of indices, in a folder outside of the data. A machine builds an index once, and after the data changed.
 
 The signature of the data shows changes: size and times of archives, or names and times of class folders. A start
-compares signatures and does not look at every file. A record is a small file that names the index of a signature. A
+compares signatures and does not look at every file. A record is a file with the digest of the index of a signature. A
 signature without a record costs one listing of the data, which finds an existing index or builds another one. The name
 of an index file contains the digest of the content, so no other index replaces a file in use.
 
@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from seresnext.data.readers.index import VERSION, Index, IndexColumns, NotAnIndex, digest_of, write_index
+from seresnext.data.readers.index import VERSION, Index, NotAnIndex, digest_of, write_index
 from seresnext.distributed import launcher_id
 from seresnext.errors import DataError
 from seresnext.progress import warn
@@ -32,14 +33,8 @@ from seresnext.progress import warn
 # A time stamp moves on by ticks: 10 ms at the slowest kernel clock, 2 s where a file system keeps whole seconds.
 _FINE_TICK_NS = 20_000_000
 _COARSE_TICK_NS = 2_100_000_000
-# Ages at which the leftovers of a killed build, and an unused index, are removed. Few runs take longer.
-_LEFT_SECONDS = 3600
-_UNUSED_SECONDS = 30 * 86_400
-# The time of last use of an index is set at most this often.
-_USE_SECONDS = 86_400
-# Listings of data that changes meanwhile, before the start fails.
-_MOST_LISTINGS = 3
-_MOST_RECORD_BYTES = 4096
+_UNUSED_SECONDS = 30 * 86_400  # The age at which an unused index is removed. Few runs take longer.
+_MOST_LISTINGS = 3  # of data that changes meanwhile, before the start fails
 
 
 class Signature(NamedTuple):
@@ -53,20 +48,13 @@ class Signature(NamedTuple):
     shows_changes: bool = True
 
 
-class Times(NamedTuple):
-    """The times of a file or folder in nanoseconds: programs can set `modified`, but not `changed`."""
-
-    modified: int
-    changed: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Times:
-        """Return the times of a status."""
-        return cls(status.st_mtime_ns, status.st_ctime_ns)
+def times_of(status: os.stat_result) -> tuple[int, int]:
+    """Return the times of a file in nanoseconds: of the modification, which programs can set, and of the change."""
+    return status.st_mtime_ns, status.st_ctime_ns
 
 
-def sign(*facts: object, times: Sequence[Times], shows_changes: bool = True) -> Signature:
-    """Return the signature of facts (plain data) and of times."""
+def sign(*facts: object, times: Sequence[tuple[int, int]], shows_changes: bool = True) -> Signature:
+    """Return the signature of facts (plain data) and of `times_of` files."""
     text = json.dumps([VERSION, facts, times])
     newest = max((max(each) for each in times), default=0)
     return Signature(hashlib.sha256(text.encode()).hexdigest(), newest, shows_changes)
@@ -101,11 +89,7 @@ def index_path(cache: Path | None, kind: str, root: Path, split: str) -> Path:
     return cache_folder(cache) / f"{kind}-{where[:32]}.index"
 
 
-def _signed_path(path: Path, digest: str, suffix: str = ".index") -> Path:
-    return path.with_name(f"{path.stem}-{digest[:16]}{suffix}")
-
-
-def open_or_build(path: Path, signature: Callable[[], Signature], build: Callable[[], IndexColumns]) -> Index:
+def open_or_build(path: Path, signature: Callable[[], Signature], build: Callable[[], Index]) -> Index:
     """Return the index of data for a path of `index_path`; call `build` to list the data where no index fits.
 
     One process of the machine lists, the others wait. Raises DataError if the cache fails, or the data keeps changing.
@@ -117,43 +101,45 @@ def open_or_build(path: Path, signature: Callable[[], Signature], build: Callabl
         if (index := _recorded(path, signature())) is not None:
             return index
         _sweep(path)
-        start = time.monotonic()
-        columns, known = _list(path, signature, build)
+        found, key = _list(path, signature, build)
         with kept_in(path.parent):
-            index = save_index(path, columns, known)
-            seconds, this_start = time.monotonic() - start, _this_start()
-            if not known and this_start:
-                _record(path, this_start, index, seconds)
-        return index if known else _noticed(index, seconds)
+            index = save_index(path, found, key or _this_start())
+    return index if key else _noticed(index)
 
 
-def save_index(path: Path, columns: IndexColumns, signature: Signature | None) -> Index:
-    """Return the index with these columns, after writing a missing one, and record the index for a signature."""
-    digest = digest_of(columns)
-    file = _signed_path(path, digest)
-    file.with_suffix(".stale").unlink(missing_ok=True)
+def save_index(path: Path, found: Index, key: str) -> Index:
+    """Write an index, unless the cache has the index, and record it for a signature or a start, if `key` is not empty.
+
+    Return the index of the cache.
+    """
+    digest = digest_of(found)
+    file = _file(path, digest, "index")
     try:
-        index = _open(path, digest)  # A valid file is not replaced: other processes may have mapped the file.
+        index = Index.open(file)  # A valid file is not replaced: other processes may have mapped the file.
     except NotAnIndex as error:
         if file.exists():
             warn(f"{error}; the index is built again")
-        write_index(file, columns)
+        write_index(file, found)
         index = Index.open(file)
-    if signature:
-        _record(path, signature.digest, index)
+    if key:
+        _file(path, key, "record").write_text(digest)
     return index
 
 
 def mark_stale(index: Index) -> None:
     """Make the next start list the data again, because a file of the index is missing. This run keeps the index."""
-    with suppress(OSError):
-        index.path.with_suffix(".stale").touch()
+    stem, _, _ = index.path.stem.rpartition("-")
+    for record in index.path.parent.glob(f"{stem}-*.record"):
+        with suppress(OSError):
+            record.unlink()
 
 
-def _list(
-    path: Path, signature: Callable[[], Signature], build: Callable[[], IndexColumns]
-) -> tuple[IndexColumns, Signature | None]:
-    """List data that does not change meanwhile. Return columns, and a signature that shows later changes or None."""
+def _file(path: Path, digest: str, suffix: str) -> Path:
+    return path.with_name(f"{path.stem}-{digest}.{suffix}")
+
+
+def _list(path: Path, signature: Callable[[], Signature], build: Callable[[], Index]) -> tuple[Index, str]:
+    """List data that does not change meanwhile. Return an index, and the signature if it shows later changes."""
     last = ""
     for _ in range(_MOST_LISTINGS):
         before = signature()
@@ -162,40 +148,33 @@ def _list(
             # A change in the same tick of the clock would leave no trace.
             time.sleep(tick / 1e9)
             before = signature()
-        columns = build()
+        found = build()
         if signature().digest == before.digest:
-            return columns, before if before.shows_changes else None
-        digest = digest_of(columns)
+            return found, before.digest if before.shows_changes else ""
+        digest = digest_of(found)
         # The times may always be now. Two listings that agree show that no name changed.
-        if digest == last or _signed_path(path, digest).exists():
-            return columns, None
+        if digest == last or _file(path, digest, "index").exists():
+            return found, ""
         last = digest
     raise DataError("the data changed during the build of the index; start again when no program writes to the data")
 
 
 def _recorded(path: Path, signature: Signature) -> Index | None:
-    """Return the index that a record names for this signature or for this start, or None."""
+    """Return the index that a record names for this signature or for this start, or None. Damage counts as none."""
     start = _this_start()
     for key in [signature.digest] * signature.shows_changes + [start] * bool(start):
-        with suppress(OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError, NotAnIndex):
-            known = _signed_path(path, key, ".record")
-            with known.open("rb") as file:
-                record = json.loads(file.read(_MOST_RECORD_BYTES))
-            if record["key"] == key:
-                _use(known)
-                index = _open(path, record["index"])
-                return _noticed(index, record["seconds"]) if key == start else index
+        with suppress(OSError, ValueError, NotAnIndex):
+            record = _file(path, key, "record")
+            index = Index.open(_file(path, record.read_text(), "index"))
+            with suppress(OSError):  # The cache may be read-only.
+                record.touch()  # Many disks keep no time of last use.
+                index.path.touch()
+            return _noticed(index) if key == start else index
     return None
 
 
-def _record(path: Path, key: str, index: Index, seconds: float = 0.0) -> None:
-    """Record an index for a signature or a start. A record that is half written counts as none."""
-    text = json.dumps({"key": key, "index": index.digest, "seconds": seconds})
-    _signed_path(path, key, ".record").write_text(text)
-
-
-def _noticed(index: Index, seconds: float) -> Index:
-    notice = f"the times do not show changes, so the data was listed at this start, which took {seconds:.1f} s"
+def _noticed(index: Index) -> Index:
+    notice = "the times of the data show no changes, so each start lists the data"
     return replace(index, notices=(*index.notices, notice))
 
 
@@ -206,39 +185,22 @@ def _this_start() -> str:
     return "" if launch is None else hashlib.sha256(start.encode()).hexdigest()
 
 
-def _open(path: Path, digest: str) -> Index:
-    file = _signed_path(path, digest)
-    if file.with_suffix(".stale").exists():
-        raise NotAnIndex(f"{file} names files that are missing")
-    index = Index.open(file)
-    if index.digest != digest:
-        raise NotAnIndex(f"{file} belongs to other data")
-    _use(file)
-    return index
-
-
-def _use(file: Path) -> None:
-    """Set the time of a file to now, at most once a day. Many disks keep no access times."""
-    with suppress(OSError):
-        if time.time() - file.stat().st_mtime > _USE_SECONDS:
-            os.utime(file)
-
-
 def _sweep(path: Path) -> None:
-    """Remove leftovers of killed builds, and indices and records of this data that were not used for a long time.
+    """Remove indices and records of this data that were not used for a long time, and leftovers of killed builds.
 
-    A young file may belong to a build without locks, and a young index to another machine.
+    A young file may belong to another machine.
     """
     for left in path.parent.glob(f"{path.stem}*"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > (_LEFT_SECONDS if left.suffix == ".tmp" else _UNUSED_SECONDS):
-                left.unlink()
+            if time.time() - left.stat().st_mtime > _UNUSED_SECONDS:
+                remove = shutil.rmtree if left.is_dir() else Path.unlink
+                remove(left)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     # One lock per machine: machines that share the cache may have different data under the same path.
-    lock = _signed_path(path, hashlib.sha256(socket.gethostname().encode()).hexdigest(), ".lock")
+    lock = _file(path, hashlib.sha256(socket.gethostname().encode()).hexdigest(), "lock")
     with kept_in(path.parent):
         lock.touch()  # Keeps `_sweep` away.
         file = lock.open("a")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -12,7 +11,8 @@ import numpy as np
 
 from seresnext.data.readers import Reader
 from seresnext.data.readers.files import read_image
-from seresnext.data.readers.folder import counted, other_kind, skipped_files, walk
+from seresnext.data.readers.folder import counted, other_kind, walk
+from seresnext.data.readers.index import join_names, name_at
 from seresnext.errors import DataError
 from seresnext.progress import warn
 
@@ -29,17 +29,13 @@ class PathReader(Reader):
     notices = ()
 
     def __init__(self, paths: Iterable[str], base: str = "", advice: str = "correct the path") -> None:
-        joined, ends = bytearray(), array("q", [0])
-        for path in paths:
-            joined += os.fsencode(path)
-            ends.append(len(joined))
         self._base, self._advice = base, advice
-        self._joined, self._ends = bytes(joined), np.array(ends)
-        self.labels = np.zeros(len(ends) - 1, np.int8)
+        self._joined, self._ends = join_names(paths)
+        self.labels = np.zeros(len(self._ends), np.int8)
 
     def name(self, index: int) -> str:
         """Return the path of an image as the user gave it."""
-        return os.fsdecode(self._joined[self._ends[index] : self._ends[index + 1]])
+        return name_at(self._joined, self._ends, index)
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image file. Raises DataError naming a file that cannot be read."""
@@ -93,4 +89,4 @@ def _below(path: str) -> Iterator[str]:
         there = f" ({counted(others)})" if others else ""
         raise DataError(f"{path} has no images{there}; give a folder of images")
     if others:
-        warn(f"{path}: {skipped_files(others)}")
+        warn(f"{path}: skipped files: {counted(others)}")

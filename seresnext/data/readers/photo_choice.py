@@ -25,7 +25,8 @@ class PhotoChoice(Section):
     `val_share` (0 to 1) divides data without validation photos, by `seed` and the content of each photo. `ignore` are
     patterns of paths. `class_map` has new names of classes; an empty name leaves a class out. `excluded` are the paths
     of photos to leave out. `kept` has the split of each photo, by the digest of the content, whose split is not by the
-    hash, because a class would have no photo in that split. `is_stored`: the choice comes from a checkpoint.
+    hash, because a class would have no photo in that split. `is_stored`: the choice comes from a checkpoint. Photos of
+    more than `max_pixels` are left out like unreadable photos.
     """
 
     val_share: float | None = Field(default=None, gt=0, lt=1)
@@ -35,6 +36,7 @@ class PhotoChoice(Section):
     excluded: Texts = ()
     kept: dict[str, Literal["train", "val"]] = Field(default_factory=dict)
     is_stored: bool = Field(default=False, exclude=True)
+    max_pixels: int = Field(default=500_000_000, ge=1)
 
 
 def photo_choice(recipe: Recipe, dataset: Mapping[str, Any]) -> PhotoChoice | None:
@@ -58,8 +60,8 @@ def photo_choice(recipe: Recipe, dataset: Mapping[str, Any]) -> PhotoChoice | No
             problems.append(str(error) if key in str(error) else f"{key}: {error}")
     if problems:
         raise DataError("\n".join(problems))
-    share = data.split.val if data.split else None
-    return PhotoChoice(val_share=share, seed=before.seed, ignore=data.ignore, kept=before.kept, **lists)
+    lists |= {"val_share": data.split.val if data.split else None, "max_pixels": data.max_pixels}
+    return PhotoChoice(seed=before.seed, ignore=data.ignore, kept=before.kept, **lists)
 
 
 def stored_choice(dataset: Mapping[str, Any], source: str = "the checkpoint") -> PhotoChoice | None:

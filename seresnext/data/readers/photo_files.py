@@ -48,19 +48,22 @@ class PhotoFile(NamedTuple):
     ending: str = ""
 
 
-def read_photo_files(root: Path, base: Path, listed: Collection[str], cache: Path | None) -> dict[str, PhotoFile]:
+def read_photo_files(
+    root: Path, base: Path, listed: Collection[str], cache: Path | None, max_pixels: int
+) -> dict[str, PhotoFile]:
     """Return the files of the data `root` by path below the folder `base`: the `listed` paths, or else all, sorted.
 
     Each start compares size and time of all files, and reads new and changed files only. One process of the machine
-    reads. The folder `cache` keeps the facts; other decoders have other facts.
+    reads. The folder `cache` keeps the facts; other decoders and limits of pixels have other facts.
     """
-    path = index_path(cache, f"photos-{PIL.__version__}{'-heic' * HAS_HEIC}", root, "").with_suffix(".json")
+    kind = f"photos-{PIL.__version__}{'-heic' * HAS_HEIC}-{max_pixels}"
+    path = index_path(cache, kind, root, "").with_suffix(".json")
     with locked(path):
         known, start = _known_files(path), len(f"{base}/")
         paths = listed or sorted(file[start:] for file in walk(f"{base}/"))
         states = {name: _state(os.path.join(base, name)) for name in paths}  # noqa: PTH118 (pathlib takes longer)
         files = {name: file for name, file in known.items() if states.get(name) == file[:2]}
-        new, look = [name for name in states if name not in files], partial(_look, base, states)
+        new, look = [name for name in states if name not in files], partial(_look, base, states, max_pixels)
         pool = ThreadPoolExecutor(_THREADS)
         with progress("photos", len(new)) as advance, warnings.catch_warnings(action="ignore"), pool:
             for place in range(0, len(new), _TASKS):
@@ -92,7 +95,7 @@ def _state(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _look(base: Path, states: Mapping[str, tuple[int, int]], name: str) -> PhotoFile:
+def _look(base: Path, states: Mapping[str, tuple[int, int]], max_pixels: int, name: str) -> PhotoFile:
     """Read a file, and return the facts."""
     path, (size, modified) = str(base / name), states[name]
     # Some file systems have times that are always now.
@@ -101,7 +104,7 @@ def _look(base: Path, states: Mapping[str, tuple[int, int]], name: str) -> Photo
         return file._replace(kind=other[0], ending=other[1])
     try:
         data = read_image(path)
-        _check(data)
+        _check(data, max_pixels)
     except OSError as error:
         return file._replace(problem=f"cannot be read ({error.strerror})")
     except DataError as error:
@@ -110,14 +113,15 @@ def _look(base: Path, states: Mapping[str, tuple[int, int]], name: str) -> Photo
     return file._replace(digest=hashlib.sha256(data).digest()[:16].hex())
 
 
-def _check(data: bytes) -> None:
+def _check(data: bytes, max_pixels: int) -> None:
     """Raise DataError for an image that cannot be decoded. A baseline JPEG is decoded at an eighth of the size."""
     with suppress(Exception):  # `decode` decides, and has the message.
         image = open_image(data)
-        if image.width * image.height > _MOST_PIXELS:
+        pixels = image.width * image.height
+        if _MOST_PIXELS < pixels <= max_pixels:
             return
-        if image.format == "JPEG" and "progressive" not in image.info:
+        if pixels <= max_pixels and image.format == "JPEG" and "progressive" not in image.info:
             image.draft("RGB", (image.width // 8, image.height // 8))
             image.load()
             return
-    decode(data, "", Decoding(_MOST_PIXELS))
+    decode(data, "", Decoding(max_pixels))

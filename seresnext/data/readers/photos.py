@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from seresnext.data.readers import Reader
-from seresnext.data.readers.folder import skipped_files
+from seresnext.data.readers.folder import counted
 from seresnext.data.readers.paths import PathReader
 from seresnext.data.readers.photo_choice import PhotoChoice
 from seresnext.data.readers.photo_files import PhotoFile, read_photo_files
@@ -56,7 +56,8 @@ class PhotoReader(PathReader):
         choice, wanted, notices = choice or PhotoChoice(), SPLIT_NAMES.get(split, split), []
         listing = read_photo_list(root) if is_list(root) else {}
         base = root.parent if listing else root
-        good, self.left_out = _good_photos(read_photo_files(root, base, listing, cache), choice, notices)
+        files = read_photo_files(root, base, listing, cache, choice.max_pixels)
+        good, self.left_out = _good_photos(files, choice, notices)
         listing = listing or _in_folders(good, wanted, notices)
         new = choice.class_map
         _report_unused("data.class_map", new.keys() - {label for label, _ in listing.values()}, choice, notices)
@@ -74,7 +75,7 @@ class PhotoReader(PathReader):
         of = {name: {row.label for row in rows if row.split == name} for name in ("train", "val")}
         if of["val"] and (without := sorted(of["train"] - of["val"])):
             names = ", ".join(printable(name) for name in listed(without, _LISTED))
-            notices.append(f"{_counted(len(without), 'class has', 'classes have')} no validation images: {names}")
+            notices.append(f"classes without validation images: {names}")
         self.classes = tuple(sorted(of["train"] | {row.label for row in chosen}))
         places = {label: place for place, label in enumerate(self.classes)}
         self.labels = np.array([places[row.label] for row in chosen], np.min_scalar_type(len(places)))
@@ -142,10 +143,9 @@ def _good_photos(
         left_out |= found
     files = {path: file for path, file in files.items() if path not in left_out}
     if others := Counter((file.kind, file.ending) for file in files.values() if file.kind):
-        notices.append(skipped_files(others))
+        notices.append(f"skipped files: {counted(others)}")
     if bad := [f"{printable(path)} {file.problem}" for path, file in files.items() if file.problem]:
-        heading = f"{_counted(len(bad), 'unreadable photo is', 'unreadable photos are')} left out:"
-        notices.append("\n  ".join([heading, *listed(bad, _LISTED)]))
+        notices.append("\n  ".join([f"unreadable photos are left out ({len(bad):,}):", *listed(bad, _LISTED)]))
     return {path: file.digest for path, file in files.items() if file.digest}, tuple(bad)
 
 
@@ -167,29 +167,21 @@ def _in_folders(paths: Iterable[str], wanted: str, notices: list[str]) -> dict[s
         else:
             found[path] = each[has_splits], splits[each[0]] if has_splits else "train"
     for place, others in left_out.items():
-        photos_are = _counted(len(others), "photo is", "photos are")
-        notices.append(f"{photos_are} {place} and left out, such as {printable(others[0])}")
+        notices.append(f"photos {place} are left out ({len(others):,}), such as {printable(others[0])}")
     return found
 
 
 def _report_unused(key: str, names: Collection[str], choice: PhotoChoice, notices: list[str]) -> None:
     """Report the entries of a key that concern no photo. The choice in a checkpoint may be for other data."""
     if names and not choice.is_stored:
-        entries = _counted(len(names), "entry", "entries")
-        notices.append(f"{entries} of {key} matched nothing, such as {printable(min(names))}")
-
-
-def _counted(count: int, one: str, more: str) -> str:
-    return f"{count:,} {one if count == 1 else more}"
+        notices.append(f"entries of {key} match nothing ({len(names):,}), such as {printable(min(names))}")
 
 
 def _no_photos(root: Path, split: str, rows: Sequence[_Row], choice: PhotoChoice) -> DataError:
     """Return the error for a split without photos, with the splits that are there."""
-    found = Counter(row.split for row in rows)
     if not rows:
-        advice = "give a folder with a folder for each class, or a list of photos"
-        return DataError(f"{root} has no photos in class folders; {advice}")
-    there = ", ".join(f"{count:,} {name}" for name, count in sorted(found.items()))
+        return DataError(f"{root} has no photos in class folders; give a folder with a folder for each class or a list")
+    there = ", ".join(f"{count:,} {name}" for name, count in sorted(Counter(row.split for row in rows).items()))
     advice = "name another split"
     if SPLIT_NAMES.get(split) == "val":
         advice = "add photos" if choice.val_share else "add photos of val, or set data.split='{val: 0.2}'"

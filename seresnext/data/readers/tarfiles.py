@@ -31,8 +31,6 @@ _REFUSED = {
     b"4": "is a block device",
     b"6": "is a FIFO",
     b"S": "is a sparse file",
-    b"M": "is the continuation of a file from another volume",
-    b"V": "is the label of a volume",
 }
 
 ReadAt = Callable[[int, int], bytes]
@@ -40,15 +38,11 @@ ReadAt = Callable[[int, int], bytes]
 
 
 class Member(NamedTuple):
-    """A regular file in an archive: name, and offset and size of the bytes in the archive's file.
-
-    `is_plain`: the 512 bytes before the offset hold the name, and `header_name` finds it there.
-    """
+    """A regular file in an archive: name, and offset and size of the bytes in the archive's file."""
 
     name: str
     offset: int
     size: int
-    is_plain: bool
 
 
 def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member]:
@@ -103,13 +97,13 @@ def members(read: ReadAt, start: int, end: int, archive: str) -> Iterator[Member
         seen.add(plain)
         last = where.removeprefix(f"{archive}: ")
         if not is_folder:
-            yield Member(plain, data, size, is_plain=name == plain and "path" not in extension)
+            yield Member(plain, data, size)
         position = data + (0 if is_folder else padded)
         extension, extensions = {}, 0
 
 
 def header_name(block: bytes) -> str:
-    """Return the name in a member's header of 512 bytes."""
+    """Return the name in a member's header of 512 bytes. An extension before the header may have a longer name."""
     name = block[:100].partition(b"\0")[0]
     # POSIX has the first part of a long name at 345. GNU tar has another mark, and other contents there.
     if block[257:263] == b"ustar\0" and block[345]:

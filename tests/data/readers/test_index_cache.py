@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import time
@@ -14,8 +13,8 @@ import pytest
 from indices import assert_same, contents
 
 from seresnext.data.readers import index_cache as module
-from seresnext.data.readers.index import Index, IndexColumns
-from seresnext.data.readers.index_cache import Signature, Times, index_path, mark_stale, open_or_build, sign
+from seresnext.data.readers.index import Index
+from seresnext.data.readers.index_cache import Signature, index_path, mark_stale, open_or_build, sign
 from seresnext.errors import DataError
 
 OLD = Signature("old", 1)
@@ -38,20 +37,20 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 class Build:
     """A listing that finds `found` and counts the calls."""
 
-    def __init__(self, *found: IndexColumns) -> None:
+    def __init__(self, *found: Index) -> None:
         self._found = list(found)
         self.count = 0
 
-    def __call__(self) -> IndexColumns:
+    def __call__(self) -> Index:
         self.count += 1
         return self._found[min(self.count, len(self._found)) - 1]
 
 
-def not_to_be_called() -> IndexColumns:
+def not_to_be_called() -> Index:
     raise AssertionError("it is built again")
 
 
-def opened(tmp_path: Path, signature: Signature, build: Callable[[], IndexColumns]) -> Index:
+def opened(tmp_path: Path, signature: Signature, build: Callable[[], Index]) -> Index:
     """Open the index of data with a signature that stays."""
     return open_or_build(tmp_path / "i", lambda: signature, build)
 
@@ -86,23 +85,13 @@ def test_a_damaged_index_is_built_again_with_a_warning(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_record_of_other_data_under_its_name_is_not_used(tmp_path: Path):
-    """The name has a part of the signature, and the file the whole signature."""
-    long, other = (Signature(16 * "0" + end, 1) for end in "ab")
-    opened(tmp_path, long, contents)
-    assert len(opened(tmp_path, other, lambda: contents(20))) == 20
-    assert len(list(tmp_path.glob("*.record"))) == 1
-
-
 def test_a_damaged_record_costs_one_listing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     first = opened(tmp_path, OLD, contents)
     (record,) = tmp_path.glob("*.record")
     whole = record.read_bytes()
-    said = json.loads(whole)
-    odd = [{**said, "index": value} for value in (None, 7, [], "", "../../" + "a" * 20, "0" * 64)]
     damaged = [whole[:length] for length in range(len(whole))]
-    damaged += [b"\xff" * 20, b"[]", b"7", b"[" * 3000, b'{"key": ' + b"1" * 5000, b"{}"]
-    for content in [*damaged, *(json.dumps(each).encode() for each in odd)]:
+    damaged += [b"\xff" * 20, b"[" * 5000, b"../../" + b"a" * 20, b"0" * 64, b"a\0b"]
+    for content in damaged:
         record.write_bytes(content)
         build = Build(contents())
         again = opened(tmp_path, OLD, build)
@@ -117,11 +106,11 @@ def test_a_damaged_record_costs_one_listing(tmp_path: Path, capsys: pytest.Captu
 def test_another_signature_costs_one_listing_and_the_index_stays(tmp_path: Path):
     """`chown` and a copy change the signature and no name. A running training keeps the mapped index."""
     first = opened(tmp_path, OLD, contents)
-    before = first.path.stat()
+    before = first.path.stat().st_ino
     build = Build(contents())
     again = opened(tmp_path, NEW, build)
     assert (build.count, again.path) == (1, first.path)
-    assert (again.path.stat().st_ino, again.path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert again.path.stat().st_ino == before  # A new file would have another number.
     for signature in (OLD, NEW):
         opened(tmp_path, signature, not_to_be_called)
 
@@ -131,7 +120,7 @@ def test_data_without_usable_times_is_listed_once_for_all_processes_of_a_start(t
     first = opened(tmp_path, EQUAL_TIMES, contents)
     again = opened(tmp_path, EQUAL_TIMES, not_to_be_called)
     assert first.notices == again.notices
-    assert " s" in again.notices[-1]
+    assert "times" in again.notices[-1]
     for name, restart in (("a", 1), ("b", 0)):
         start(name, restart)
         build = Build(contents(20))
@@ -183,7 +172,7 @@ def test_a_missing_file_leads_to_a_listing_at_the_next_start(tmp_path: Path, cap
 
 
 def _open_in_a_process(path: Path, log: Path, begin: float, signature: Signature) -> None:
-    def build() -> IndexColumns:
+    def build() -> Index:
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
         time.sleep(0.3)
@@ -217,7 +206,7 @@ def test_without_locks_the_first_to_be_done_stays(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(module.fcntl, "flock", refuse)
     first: list[int] = []
 
-    def build() -> IndexColumns:
+    def build() -> Index:
         first.append(opened(tmp_path, OLD, contents).path.stat().st_ino)
         return contents()
 
@@ -236,22 +225,22 @@ def test_unused_indices_are_removed_by_the_next_build(tmp_path: Path):
     for number, name in enumerate(ages):
         signature, found = Signature(name, 1), contents(20 + number)
         index = opened(tmp_path, signature, lambda found=found: found)
-        paths[name] = [index.path, tmp_path / f"i-{name}.record", tmp_path / f"i-{name}.stale"]
+        paths[name] = [index.path, tmp_path / f"i-{name}.record"]
     for name, days in ages.items():
         for path in paths[name]:
             path.touch()
             age(path, days)
     opened(tmp_path, Signature("opened", 1), not_to_be_called)
     # Names of earlier versions, of other data, and of builds that were killed.
-    for name, days in {"i.index": 31, "i.lock": 31, "j-old": 31, "i-x.tmp": 0.1, "i-y.tmp": 0, "j-x.tmp": 0.1}.items():
-        (tmp_path / name).touch()
+    for name, days in {"i.index": 31, "i.lock": 31, "j-old": 31, "i-x.tmp": 31, "i-y.tmp": 0, "j-x.tmp": 31}.items():
+        (tmp_path / name).mkdir() if name.endswith(".tmp") else (tmp_path / name).touch()
         age(tmp_path / name, days)
     opened(tmp_path, Signature("newest", 1), contents)
     left = {path.name for path in tmp_path.iterdir() if path.suffix != ".index"}
     (lock,) = tmp_path.glob("i-*.lock")
     assert left == {
         *(f"i-{name}.record" for name in ("opened", "young", "new", "newest")),
-        *("i-young.stale", "i-new.stale", lock.name, "j-old", "i-y.tmp", "j-x.tmp"),
+        *(lock.name, "j-old", "i-y.tmp", "j-x.tmp"),
     }
     assert sorted(len(Index.open(path)) for path in tmp_path.glob("*.index")) == [10, 21, 22, 23]
 
@@ -290,14 +279,14 @@ def test_a_change_in_the_same_tick_cannot_hide(
 
 
 def test_signatures_differ_with_any_fact_or_time():
-    facts, times = ("folder", ["a", "b"]), [Times(5, 5), Times(3, 7)]
+    facts, times = ("folder", ["a", "b"]), [(5, 5), (3, 7)]
     others = [
         sign("imagenet", ["a", "b"], times=times),
         sign("folder", ["a", "c"], times=times),
         sign("folder", ["ab"], times=times),
         sign(*facts, times=times[::-1]),
-        sign(*facts, times=[Times(5, 5), Times(3, 8)]),
-        sign(*facts, times=[Times(5, 5), Times(4, 7)]),
+        sign(*facts, times=[(5, 5), (3, 8)]),
+        sign(*facts, times=[(5, 5), (4, 7)]),
     ]
     assert sign(*facts, times=times) == sign(*facts, times=times)
     assert sign(*facts, times=times).newest == 7

@@ -61,14 +61,14 @@ def test_links_are_followed_and_a_loop_ends(here, tmp_path_factory):
 
 def test_skipped_files_are_counted(here, capsys):
     list(expand(["."], ()))
-    assert "2 files are skipped: 1 text (.mov), 1 text (.txt)" in capsys.readouterr().err
+    assert "skipped files: 1 .mov (a text), 1 .txt (a text)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("word", "message"),
     [
         ("empty", "empty has no images;"),
-        ("web", r"web has no images \(1 text \(.mov\)\)"),
+        ("web", r"web has no images \(1 .mov \(a text\)\)"),
         ("*.gif", "matches no file"),
     ],
 )

@@ -23,7 +23,8 @@ def choice(*settings: str, dataset=None) -> PhotoChoice | None:
 def test_a_recipe_without_the_keys_chooses_nothing():
     assert choice() is None
     assert choice("data.root=x.csv") is None
-    assert choice("data.split={}", "runtime.seed=5") == PhotoChoice(val_share=0.2, seed=5)
+    found = choice("data.split={}", "runtime.seed=5", "data.max_pixels=9")
+    assert found == PhotoChoice(val_share=0.2, seed=5, max_pixels=9)
 
 
 def test_the_files_of_a_recipe_are_read(tmp_path: Path):
@@ -34,7 +35,10 @@ def test_the_files_of_a_recipe_are_read(tmp_path: Path):
     for name in ("list.txt", "list.csv"):
         found = choice(*keys, f"data.exclude={tmp_path}/{name}")
         assert found == PhotoChoice(
-            ignore=("*.gif",), class_map={"kitten": "cat", "other": ""}, excluded=("a/1, x.jpg", "b/2.jpg", "c/3.jpg")
+            ignore=("*.gif",),
+            class_map={"kitten": "cat", "other": ""},
+            excluded=("a/1, x.jpg", "b/2.jpg", "c/3.jpg"),
+            max_pixels=50_000_000,
         )
 
 
@@ -55,7 +59,8 @@ def test_a_resumed_run_keeps_the_splits_and_takes_new_lists(tmp_path: Path):
     (tmp_path / "list.txt").write_text("c/9.jpg\n")
     dataset = {"choice": FULL.model_dump(mode="json")}
     found = choice("data.split={val: 0.25}", f"data.exclude={tmp_path}/list.txt", "runtime.seed=8", dataset=dataset)
-    assert found == PhotoChoice(val_share=0.25, seed=7, excluded=("c/9.jpg",), kept=FULL.kept)
+    expected = PhotoChoice(val_share=0.25, seed=7, excluded=("c/9.jpg",), kept=FULL.kept, max_pixels=50_000_000)
+    assert found == expected
 
 
 def test_a_stored_choice_returns():

@@ -41,8 +41,8 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def opened(root: Path) -> dict[str, PhotoFile]:
-    return read_photo_files(root, root, (), root.parent / "cache")
+def opened(root: Path, max_pixels: int = 50_000_000) -> dict[str, PhotoFile]:
+    return read_photo_files(root, root, (), root.parent / "cache", max_pixels)
 
 
 def test_only_new_and_changed_photos_are_read(root, read):
@@ -115,6 +115,17 @@ def test_one_process_reads_and_the_others_wait(root, read):
         found = list(pool.map(lambda _: (barrier.wait(), opened(root))[1], range(4)))
     assert all(each == found[0] for each in found)
     assert len(read) == 3
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_photo_above_the_limit_of_pixels_is_named(root, format, monkeypatch):
+    (root / "a" / "large").write_bytes(photo(3, format, size=64))
+    assert opened(root, 4096)["a/large"].digest
+    problems = {name: file.problem for name, file in opened(root, 4095).items() if file.problem}
+    assert problems == {"a/large": "has 64 x 64 pixels, more than data.max_pixels (4095)"}
+    monkeypatch.setattr(photo_files, "_MOST_PIXELS", 1000)
+    monkeypatch.setattr(photo_files, "decode", lambda *_: pytest.fail("decoded"))
+    assert opened(root, 4097)["a/large"].digest
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF"])

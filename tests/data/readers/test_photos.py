@@ -71,7 +71,7 @@ def test_val_counts_and_valid_beside_val_does_not(root, cache):
     make(root, "train/a/1.jpg", "val/a/2.jpg", "valid/a/3.jpg", "train/loose.jpg")
     assert names(root, "val", cache) == ["val/a/2.jpg"]
     assert PhotoReader(root, "train", cache=cache).classes == ("a",)
-    assert "1 photo is outside of splits and left out, such as valid/a/3.jpg" in notices(root, cache)
+    assert "photos outside of splits are left out (1), such as valid/a/3.jpg" in notices(root, cache)
 
 
 def test_the_class_is_the_first_folder_and_deeper_folders_do_not_count(root, cache):
@@ -86,7 +86,7 @@ def test_the_class_is_the_first_folder_and_deeper_folders_do_not_count(root, cac
 def test_loose_and_hidden_photos_are_left_out(root, cache):
     make(root, "a/1.jpg", "b/2.jpg", "loose.jpg", "a/._1.jpg", ".hidden/3.jpg")
     assert names(root, "all", cache) == ["a/1.jpg", "b/2.jpg"]
-    assert "1 photo is outside of class folders and left out, such as loose.jpg" in notices(root, cache)
+    assert "photos outside of class folders are left out (1), such as loose.jpg" in notices(root, cache)
     make(root / "flat", "1.jpg")
     with pytest.raises(DataError, match=r"has no photos in class folders; give a folder with a folder for each class"):
         PhotoReader(root / "flat", "train", cache=cache)
@@ -152,7 +152,7 @@ def test_small_classes(root, cache):
     val = PhotoReader(root, "val", PhotoChoice(**low), cache)
     assert val.classes == ("cat", "dog", "one", "same", "two")
     assert sorted(val.labels.tolist()) == [0, 1, 4]
-    assert "2 classes have no validation images: one, same" in "\n".join(val.notices)
+    assert "classes without validation images: one, same" in "\n".join(val.notices)
     assert val.name(0) == min(MANY[:40], key=lambda name: hashed((root / name).read_bytes(), 0))
     high = names(root, "train", cache, val_share=1 - 1e-9)
     assert {name.partition("/")[0] for name in high} == {"cat", "dog", "one", "two", "same"}
@@ -173,7 +173,7 @@ def test_data_with_validation_photos_is_not_divided(root, cache):
     make(root, *(f"train/{name}" for name in MANY), "val/cat/1.jpg")
     reader = PhotoReader(root, "val", PhotoChoice(val_share=0.5), cache)
     assert len(reader) == 1
-    assert "1 class has no validation images: dog" in "\n".join(reader.notices)
+    assert "classes without validation images: dog" in "\n".join(reader.notices)
     shutil.rmtree(root / "val")
     assert len(names(root, "val", cache, val_share=0.5)) > 20  # `train` is divided.
     make(root, *(f"test/{name}" for name in MANY))
@@ -202,7 +202,7 @@ def test_patterns_leave_out_files_and_folders(root, cache):
     make(root, "a/1.jpg", "a/1_copy.jpg", "a/drafts/2.jpg", "b/3.jpg", "b/4.JPG")
     found = names(root, "all", cache, ignore=["*_copy*", "drafts", "b/4*"])
     assert found == ["a/1.jpg", "b/3.jpg"]
-    assert "1 entry of data.ignore matched nothing, such as *.gif" in notices(root, cache, ignore=["*.gif"])
+    assert "entries of data.ignore match nothing (1), such as *.gif" in notices(root, cache, ignore=["*.gif"])
     assert notices(root, cache, ignore=["*.gif"], is_stored=True) == ""
 
 
@@ -211,16 +211,16 @@ def test_classes_are_renamed_merged_and_left_out(root, cache):
     reader = PhotoReader(root, "all", PhotoChoice(class_map={"kitten": "cat", "dog": "hound", "other": ""}), cache)
     assert reader.classes == ("cat", "hound")
     assert [reader.name(index) for index in range(3)] == ["cat/1.jpg", "kitten/2.jpg", "dog/3.jpg"]
-    assert "1 entry of data.class_map matched nothing, such as Dog" in notices(root, cache, class_map={"Dog": "x"})
+    assert "entries of data.class_map match nothing (1), such as Dog" in notices(root, cache, class_map={"Dog": "x"})
 
 
 def test_photos_are_excluded_by_path(root, cache):
     make(root, "a/1.jpg", "a/2.jpg", "b/3.jpg", "b/\udcff.jpg")
     assert names(root, "all", cache, excluded=["a/2.jpg", "b/\\udcff.jpg"]) == ["a/1.jpg", "b/3.jpg"]
     found = notices(root, cache, excluded=["a/2.jpg", "a/9.jpg", "a/8.jpg"])
-    assert "2 entries of data.exclude matched nothing, such as a/8.jpg" in found
+    assert "entries of data.exclude match nothing (2), such as a/8.jpg" in found
     (root / "a" / "bad.jpg").write_bytes(b"<html>")
-    assert "1 unreadable photo is left out" in notices(root, cache)
+    assert "unreadable photos are left out (1)" in notices(root, cache)
     assert notices(root, cache, excluded=["a/bad.jpg"]) == ""  # A photo that was excluded is not named again.
 
 
@@ -250,9 +250,9 @@ def test_unreadable_photos_are_named_and_other_files_are_counted(root, cache):
         reader = PhotoReader(root, "all", cache=cache)
         assert [reader.name(index) for index in range(4)] == ["a/1.jpg", "a/2.jfif", "b/3", "b/4.txt"]
         skipped, unreadable = (notice.removeprefix(f"{root}: ") for notice in reader.notices[:2])
-        assert skipped == "3 files are skipped: 2 videos (.mov), 1 text (.md)"
+        assert skipped == "skipped files: 2 .mov (a video), 1 .md (a text)"
         heading, *lines = unreadable.split("\n  ")
-        assert heading == "3 unreadable photos are left out:"
+        assert heading == "unreadable photos are left out (3):"
         assert lines[1] == "a/empty.jpg is empty"
         assert "a/cut.jpg is no JPEG image" in lines[0]
         assert lines[2] == "b/\\x1b[2J.jpg is an HTML page, no image"

@@ -56,24 +56,23 @@ def test_members_equal_the_standard_library(contents: dict[str, bytes], form: in
     found = listing(content, before, before + len(archive))
     assert [(m.name, content[m.offset : m.offset + m.size]) for m in found] == list(contents.items())
     for member in found:
-        if member.is_plain:
+        if len(member.name.encode()) < 100 and member.name.isascii():
             assert header_name(content[member.offset - BLOCK : member.offset]) == member.name
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (tar({"short.JPEG": b"1", "x" * 150: b"2"}), [("short.JPEG", True), ("x" * 150, False)]),
-        (tar({"d" * 90 + "/" + "f" * 80: b"1"}, tarfile.USTAR_FORMAT), [("d" * 90 + "/" + "f" * 80, True)]),
-        (one(special("folder", tarfile.DIRTYPE, "")), [("first.JPEG", True), ("last.JPEG", True)]),
-        (tar({"./a.JPEG": b"1"}), [("a.JPEG", False)]),
-        (extension(b"16 comment=git.\n", tarfile.XGLTYPE) + AFTER, [("a", True)]),
+        (tar({"short.JPEG": b"1", "x" * 150: b"2"}), ["short.JPEG", "x" * 150]),
+        (tar({"d" * 90 + "/" + "f" * 80: b"1"}, tarfile.USTAR_FORMAT), ["d" * 90 + "/" + "f" * 80]),
+        (one(special("folder", tarfile.DIRTYPE, "")), ["first.JPEG", "last.JPEG"]),
+        (tar({"./a.JPEG": b"1"}), ["a.JPEG"]),
+        (extension(b"16 comment=git.\n", tarfile.XGLTYPE) + AFTER, ["a"]),
     ],
     ids=["a long name", "a long name of POSIX", "a folder", "a leading dot", "a comment for all members"],
 )
-def test_names_of_every_kind(content: bytes, expected: list[tuple[str, bool]]):
-    """A name is plain if the header before the bytes of the image holds the name."""
-    assert [(member.name, member.is_plain) for member in listing(content)] == expected
+def test_names_of_every_kind(content: bytes, expected: list[str]):
+    assert [member.name for member in listing(content)] == expected
 
 
 def test_a_size_of_many_gibibytes_is_understood():
@@ -129,7 +128,6 @@ def test_archives_of_the_program_tar(tmp_path: Path, form: str):
         (tarfile.BLKTYPE, "is a block device"),
         (tarfile.FIFOTYPE, "is a FIFO"),
         (tarfile.GNUTYPE_SPARSE, "is a sparse file"),
-        (b"M", "is the continuation"),
         (b"Z", "is of the unknown type b'Z'"),
     ],
 )
