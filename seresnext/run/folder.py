@@ -78,6 +78,7 @@ class RunFolder:
             return None
         if self._address:
             self.mirror = Mirror(self._address, self.path)
+            self.mirror.on_upload = lambda step: self.update_status(mirrored_step=step)
             if not is_remote(self._address) and lies_in(Path(self.mirror.address), self.path):
                 raise UsageError(f"checkpoint.mirror {self._address} is in the run folder; give a place outside")
         with as_usage_error(self.path):
@@ -91,19 +92,6 @@ class RunFolder:
             lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         self._lock = lock  # The kernel releases the lock when the file is closed or the process ends.
         return notice
-
-    @contextmanager
-    def mirroring(self, console: Console) -> Iterator[None]:
-        """Report uploads to the mirror in a block, and wait for the last upload at the end of the block."""
-        if self.mirror is None:
-            yield
-            return
-        self.mirror.report = console.print
-        self.mirror.on_upload = lambda step: self.update_status(mirrored_step=step)
-        try:
-            yield
-        finally:
-            self.mirror.close()
 
     def accept(self, starts_over: bool = False, step: int = 0, checkpoint: Path | None = None) -> None:
         """Keep the folder, because a run begins here: from now on `discard` removes nothing.

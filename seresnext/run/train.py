@@ -59,7 +59,10 @@ def train(
         console.print(f"warning: {notice}")
     last_step = read_status(output).get("step")
     progress = Progress(step=last_step if type(last_step) is int else 0)  # for the status, until the run is loaded
-    with folder.mirroring(console), ExitStack() as at_end, folder.tracking_status(console, lambda: progress.step):
+    with ExitStack() as at_end, folder.tracking_status(console, lambda: progress.step):
+        if folder.mirror:
+            folder.mirror.report = console.print
+            at_end.callback(folder.mirror.close)  # waits for the last upload
         run, checkpoint, progress = _begin(recipe, world, folder, console, resume, allow_changed)
         total = run.plan.total
         if run.plan.is_complete(progress):
@@ -69,8 +72,7 @@ def train(
         trainer = run.trainer(folder, checkpoint, progress, stop)
         at_end.callback(trainer.logger.close)
         first = progress.step + UNTRACED_STEPS
-        steps, traces = range(first, first + profile), output / "profile"
-        trainer.profiler = StepProfiler(steps, traces, world.rank, console.print)
+        trainer.profiler = StepProfiler(range(first, first + profile), output, world.rank, console.print)
         console.print(introduce(run, world))
         if checkpoint:
             console.print(f"resuming from {checkpoint.path}, after step {progress.step} of {total}")

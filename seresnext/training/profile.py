@@ -21,12 +21,12 @@ UNTRACED_STEPS = 5  # of a start before the first traced one: torch compiles and
 class StepProfiler:
     """A context manager of the training loop that traces `steps` (numbers from 0) and the step before as a warm-up.
 
-    A trace is a Chrome trace, for ui.perfetto.dev and for TensorBoard's profile plugin. An error of the disk is a
-    warning, and training continues. Without steps nothing happens.
+    A trace is a Chrome trace in the folder of the `run`, for ui.perfetto.dev and for TensorBoard's profile plugin. An
+    error of the disk is a warning, and training continues. Without steps nothing happens.
     """
 
     steps: range = range(0)
-    folder: Path = Path()
+    run: Path = Path()
     rank: int = 0
     report: Callable[[str], None] = print
     _profiler: profile | None = None
@@ -66,9 +66,9 @@ class StepProfiler:
         self._profiler.start()
 
     def _write(self, trace: profile) -> None:
-        path = self.folder / f"steps-{self.steps.start + 1}-{self.steps.stop}-rank-{self.rank}.pt.trace.json"
+        path = self.run / "profile" / f"steps-{self.steps.start + 1}-{self.steps.stop}-rank-{self.rank}.pt.trace.json"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             trace.export_chrome_trace(str(path))
         except (OSError, RuntimeError) as error:
             self.report(f"warning: the trace {path} cannot be written ({error}); training continues without the trace")

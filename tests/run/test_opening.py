@@ -308,13 +308,6 @@ def test_the_number_of_classes_comes_from_the_data(photos):
     assert "a classifier needs two classes" in error
 
 
-def test_classes_that_only_validation_has_are_named(photos):
-    (photos / "val" / "class_1").rename(photos / "val" / "Class_1")
-    error = str(refusal(photos, "model.num_classes=auto", "data.split={}", FEW))
-    assert "only in validation: Class_1" in error
-    assert "names look alike: " in error
-
-
 def test_other_words_for_val_need_no_key(photos):
     (photos / "val").rename(photos / "valid")
     (photos / "valid" / "class_0" / "0.jpg").write_bytes(b"")

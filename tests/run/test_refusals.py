@@ -259,19 +259,6 @@ def test_other_validation_images_are_refused_until_allowed(run, images, tmp_path
 
 
 @pytest.mark.full
-def test_another_measure_of_the_best_starts_the_best_over(run, images, capsys) -> None:
-    with pytest.raises(UsageError, match=r"evaluation\.best_by"):
-        start(run, images, "evaluation.best_by=loss")
-    capsys.readouterr()
-    start(run, images, "evaluation.best_by=loss", allowed=("evaluation.best_by",))
-    out = capsys.readouterr().out
-    assert "the validation changed: later validations are not compared with the best so far, top-1 " in out
-    new = json.loads(store.verify(run / "checkpoints" / "best.safetensors")["best"])
-    assert (new["by"], new["step"]) == ("loss", 3)
-    assert new["loss"] == json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
-
-
-@pytest.mark.full
 def test_another_environment_is_one_line(run: Path, images: Path, capsys) -> None:
     """So are a checkpoint of 0.1.0, which has no record of validation images, and a change that is permitted."""
     for path in set(run.glob("checkpoints/*")):

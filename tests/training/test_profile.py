@@ -29,20 +29,20 @@ def steps_in(folder):
 
 def test_the_steps_of_the_trace(tmp_path):
     texts = []
-    traced(StepProfiler(range(15, 17), tmp_path / "profile", 3, texts.append), range(10, 20))
+    traced(StepProfiler(range(15, 17), tmp_path, 3, texts.append), range(10, 20))
     name = "steps-16-17-rank-3.pt.trace.json"
     assert steps_in(tmp_path / "profile") == (name, [16, 17])
     assert texts == [f"trace of steps 16 to 17: {tmp_path / 'profile' / name}"]
 
 
 def test_a_run_that_ends_within_the_steps_writes_what_it_has(tmp_path):
-    traced(StepProfiler(range(2, 9), tmp_path / "profile"), range(4))
+    traced(StepProfiler(range(2, 9), tmp_path), range(4))
     assert steps_in(tmp_path / "profile")[1] == [3, 4]
 
 
 def test_steps_that_never_come_are_a_warning(tmp_path):
     texts = []
-    traced(StepProfiler(range(39, 50), tmp_path / "profile", 0, texts.append), range(5, 10))
+    traced(StepProfiler(range(39, 50), tmp_path, 0, texts.append), range(5, 10))
     assert texts == ["warning: --profile traced nothing, because the run ended before the first of the steps"]
     assert not (tmp_path / "profile").exists()
 
@@ -50,7 +50,7 @@ def test_steps_that_never_come_are_a_warning(tmp_path):
 def test_a_trace_that_cannot_be_written_is_a_warning(tmp_path):
     (tmp_path / "profile").write_text("a file")
     texts = []
-    traced(StepProfiler(range(1, 3), tmp_path / "profile", 0, texts.append), range(5))
+    traced(StepProfiler(range(1, 3), tmp_path, 0, texts.append), range(5))
     assert texts[0].startswith(f"warning: the trace {tmp_path / 'profile' / 'steps-2-3-rank-0'}")
 
 
@@ -61,5 +61,5 @@ def test_traced_steps_and_the_warm_up_do_not_count_as_speed():
 
 def test_the_profiler_of_torch_prints_nothing(tmp_path, capfd, monkeypatch):
     monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
-    traced(StepProfiler(range(1, 3), tmp_path / "profile", 0, lambda text: None), range(5))
+    traced(StepProfiler(range(1, 3), tmp_path, 0, lambda text: None), range(5))
     assert capfd.readouterr() == ("", "")

@@ -162,16 +162,6 @@ def test_stages_train_from_a_step_on_as_in_a_loop_of_torch(name):
     assert set(optimizer_state(ours, optimizer)) >= ({"step", "later_step"} if name == "adamw" else set())
 
 
-def test_one_large_batch_gives_another_step(model):
-    """The control: BatchNorm over both micro-batches at once, and different dropout."""
-    other = copy.deepcopy(model)
-    run(make(model))
-    joined = [torch.cat(parts) for parts in zip(*(batch(0, replica)[:2] for replica in range(2)), strict=True)]
-    whole = make(other, replicas=1)
-    whole(iter([DeviceBatch(*joined, 0, 0, 0.0)]), step=0, lr=LR, stop=False)
-    assert set(differences(model, other, rtol=1e-6)) >= {"0.weight", "1.running_var", "5.weight"}
-
-
 def test_randomness_depends_on_step_and_replica_alone(model):
     """Earlier draws from torch's generator do not change dropout; another seed does."""
     once, twice, thrice = (copy.deepcopy(model) for _ in range(3))
