@@ -7,13 +7,10 @@ and checks that need no torch come first: arguments, recipe, missing data.
 from __future__ import annotations
 
 import gc
-import os
-import signal
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +21,7 @@ from seresnext.commands import doctor as data_doctor
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import LIGHT_PACKAGES, PACKAGES, require_packages
-from seresnext.process.ranks import end_at_interrupt, has_one_machine, is_first_rank, print_failure
+from seresnext.process.ranks import exiting_at_interrupt, has_one_machine, is_first_rank, print_failure
 from seresnext.process.stop_request import StopRequest
 
 
@@ -51,10 +48,8 @@ class RankedCommand(Command):
 
 # The first line of the docstring of `run` describes the command in the help.
 COMMANDS: dict[str, Command] = {
-    "train": RankedCommand(train.add_arguments, train.prepare, train.INTERRUPTED, PACKAGES, train.record_refusal),
-    "finetune": RankedCommand(
-        finetune.add_arguments, finetune.prepare, train.INTERRUPTED, PACKAGES, finetune.record_refusal
-    ),
+    "train": RankedCommand(train.add_arguments, train.prepare, record_refusal=train.record_refusal),
+    "finetune": RankedCommand(finetune.add_arguments, finetune.prepare, record_refusal=finetune.record_refusal),
     "check": RankedCommand(check.add_arguments, check.prepare),
     "validate": RankedCommand(validate.add_arguments, validate.prepare),
     "report": RankedCommand(report.add_arguments, report.prepare),
@@ -123,7 +118,7 @@ def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop
     """Prepare a job on each rank, without torch. Then do the job on all ranks together. Return the exit code."""
     options, has_world, job, unprepared = Namespace(), False, None, None
     try:
-        with _exiting_at_interrupt():
+        with exiting_at_interrupt():
             try:
                 _parse(name, command, arguments, options)
                 job = command.run(options, stop)
@@ -152,7 +147,7 @@ def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop
         return failure.exit_code
     except KeyboardInterrupt:
         if is_first_rank():
-            print(command.interrupted, file=sys.stderr)
+            print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as end:  # After --help.
         return int(end.code or 0)
@@ -160,19 +155,3 @@ def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop
         write_error_file(traceback.format_exc())
         raise
     return 0
-
-
-@contextmanager
-def _exiting_at_interrupt() -> Iterator[None]:
-    """End this process at Ctrl-C: nothing has begun, so nothing is lost. Under torchrun, training remembers Ctrl-C.
-
-    KeyboardInterrupt in the middle of an import could appear as another error.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    remembers = "RANK" in os.environ and before is not signal.default_int_handler
-    if not remembers and before != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, end_at_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

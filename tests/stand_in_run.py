@@ -15,6 +15,7 @@ from seresnext.checkpoint.store import SaveError
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.substitute import BadImageCounter, ReplacedImage
 from seresnext.distributed import World
+from seresnext.progress import ProgressBar
 from seresnext.recipe.schema import Recipe
 from seresnext.training.plan import Plan, Progress
 from seresnext.training.result import StepResult
@@ -84,7 +85,7 @@ class Saver:
 
 class RunLogger:
     def __init__(self, log):
-        self._log = log
+        self._log, self.console = log, SimpleNamespace(bar=self._bar)
         self.events, self.texts, self.bars, self.advanced = [], [], [], 0
 
     def write(self, event, seconds_left=None, text=None, only_log=False):
@@ -106,10 +107,9 @@ class RunLogger:
     def advance(self):
         self.advanced += 1
 
-    @contextmanager
-    def validation(self, rounds):
-        self.bars.append(("validate", rounds))
-        yield lambda: None
+    def _bar(self, label, total):
+        self.bars.append((label, total))
+        return ProgressBar(disable=True)
 
 
 class Logits(nn.Module):

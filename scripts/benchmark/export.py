@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save_file
 
 from seresnext.export.create import write_export
-from seresnext.export.documents import Config, read_document
+from seresnext.export.documents import read_document
 from seresnext.export.golden import Network, draw_golden
 from seresnext.export.kinds import KINDS
 from seresnext.models import build_pretrained, create_model, find_weights, open_weights, timm_state_dict
-from seresnext.models.timm_config import CONFIG
+from seresnext.models.timm_config import CONFIG, TimmConfig
 from seresnext.paths import path_argument
 
 _PEER = "pytorch"
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             target.mkdir()
             write_export(target, name, model, loaded, source, draw_golden(), None)
             file = target / KINDS[name].file
-            networks[name] = KINDS[name].open(file, read_document(Config, target / CONFIG))
+            networks[name] = KINDS[name].open(file, read_document(TimmConfig, target / CONFIG))
             sizes[name] = file.stat().st_size
         size = loaded.preprocessing.image_size
         one, batch = torch.randn(1, 3, size, size), torch.randn(arguments.batch_size, 3, size, size)

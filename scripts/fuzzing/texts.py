@@ -27,7 +27,7 @@ from seresnext.distributed import World
 from seresnext.errors import CheckpointError, RecipeError, UsageError
 from seresnext.metrics.console import Console
 from seresnext.metrics.logger import RunLogger
-from seresnext.metrics.status import mark_refused, read_status, update_status
+from seresnext.metrics.status import read_status, update_status
 from seresnext.recipe.load import load_recipe, recipe_from_values, to_values
 from seresnext.recipe.show import diff, print_recipe
 from seresnext.run.folder import RunFolder, as_usage_error
@@ -190,7 +190,7 @@ def _start_in(folder: Path, files: Files) -> None:
         held = (folder / "lock").open("rb")
         fcntl.flock(held, fcntl.LOCK_EX)
     try:
-        mark_refused(folder, "refused")
+        update_status(folder, state="failed", reason="refused")
         run_folder = RunFolder(folder, world)
         run_folder.open()
         read_status(folder)

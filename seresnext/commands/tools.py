@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from dataclasses import asdict
 from pathlib import Path
 
 from seresnext.arguments import Parser, table_argument
@@ -26,31 +25,31 @@ def compare_arguments(parser: Parser) -> None:
 def compare(options: Namespace) -> None:
     """Compare the predictions of two models for the same images."""
     from seresnext.evaluation.compare import compare
-    from seresnext.evaluation.table import PredictionTable
+    from seresnext.evaluation.table import read_table
 
-    first, second = (PredictionTable.read(path) for path in (options.first, options.second))
+    first, second = (read_table(path) for path in (options.first, options.second))
     result = compare(first, second, (str(options.first), str(options.second)))
-    low, high = result.interval
-    for name, path, accuracy in zip("AB", (options.first, options.second), result.accuracies, strict=True):
+    low, high = result["interval"]
+    for name, path, accuracy in zip("AB", (options.first, options.second), result["accuracies"], strict=True):
         print(f"{name}  top-1 {accuracy:7.3f} %  {path}")
     print(
-        f"B - A    {result.difference:+7.3f} percentage points, 95 % interval {low:+.3f} to {high:+.3f} "
-        f"({result.num_images:,} images)"
+        f"B - A    {result['difference']:+7.3f} percentage points, 95 % interval {low:+.3f} to {high:+.3f} "
+        f"({result['num_images']:,} images)"
     )
-    if result.classes:
+    if result["classes"]:
         print("classes that changed most:")
-        for label, difference, count in result.classes[:_SHOWN]:
+        for label, difference, count in result["classes"][:_SHOWN]:
             print(f"  {difference:+8.2f} points  {printable(label)} ({count:,} images)")
-    if result.changes:
+    if result["changes"]:
         print("images that changed:")
-        for change in result.changes[:_SHOWN]:
-            print(f"  {printable(change.image)}: {printable(change.first)} -> {printable(change.second)}")
-        if len(result.changes) > _SHOWN:
-            print(f"  and {len(result.changes) - _SHOWN:,} more (--json FILE has all)")
-    print(result.conclusion)
+        for change in result["changes"][:_SHOWN]:
+            image, before, after = (printable(change[key]) for key in ("image", "first", "second"))
+            print(f"  {image}: {before} -> {after}")
+        if (more := len(result["changes"]) - _SHOWN) > 0:
+            print(f"  and {more:,} more (--json FILE has all)")
+    print(result["conclusion"])
     if options.json:
-        report = asdict(result) | {"difference": result.difference, "conclusion": result.conclusion}
-        write_json(options.json, report)
+        write_json(options.json, result)
 
 
 def average_arguments(parser: Parser) -> None:

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from seresnext.recipe import LoadedRecipe
     from seresnext.recipe.schema import Recipe
 
-INTERRUPTED = "interrupted; nothing changed after the last save"
-"""Printed after Ctrl-C."""
-
 
 def add_arguments(parser: Parser) -> None:
     """Declare the arguments. The help lists the recipes."""
@@ -57,8 +54,7 @@ command again resumes the run. README.md describes runs and their folders, docs/
 
 def add_resume(parser: Parser) -> None:
     """Add the option `--resume`."""
-    resume = """auto: resume from the newest checkpoint of the run folder; never: start again, and set an older run's
-        files aside; FILE: resume from this checkpoint"""
+    resume = "auto: from the newest checkpoint of the run folder; never: start again, and set older files aside"
     parser.add_argument("--resume", default="auto", type=text_argument, metavar="auto|never|FILE", help=resume)
 
 

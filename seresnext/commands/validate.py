@@ -87,6 +87,7 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
 
 
 def _validate(options: Namespace, world: World) -> None:
+    from seresnext.evaluation.table import write_table
     from seresnext.run.validate import ValidationSettings, validate
 
     settings = ValidationSettings(**{field.name: getattr(options, field.name) for field in fields(ValidationSettings)})
@@ -95,7 +96,7 @@ def _validate(options: Namespace, world: World) -> None:
         validation = validate(path, world, settings)
         reports.append(validation.to_json())
         if options.table and world.is_first:
-            validation.table().write(options.table)
+            write_table(validation.table(), options.table)
         if options.report:
             report.write(validation, options.report, world)
     if options.json and world.is_first:

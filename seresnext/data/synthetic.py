@@ -28,7 +28,6 @@ class SyntheticReader(Reader):
         self.classes = tuple(f"class_{label:04}" for label in range(num_classes))
         self.labels = np.arange(num_images) % num_classes
         self.fingerprint = f"synthetic-{num_images}-{num_classes}"
-        self.notices = ()
 
     def read(self, index: int) -> bytes:
         """Return a JPEG."""

@@ -14,9 +14,15 @@ from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.readers import Reader
 from seresnext.data.readers.photo_choice import photo_choice
 from seresnext.doctor.duplicates import components, equal_pairs, near_pairs
-from seresnext.doctor.findings import exclusions, find_by_network, find_copies, find_in_files, find_unreadable
+from seresnext.doctor.findings import (
+    classes_like_one,
+    exclusions,
+    find_by_network,
+    find_copies,
+    find_in_files,
+    find_unreadable,
+)
 from seresnext.doctor.images import Collection, is_empty, look_at
-from seresnext.doctor.labels import classes_like_one
 from seresnext.doctor.network import FOLDS, Networks, ask, check_known, cross_validate
 from seresnext.printable import as_utf8, for_terminal
 from seresnext.recipe.load import load_recipe

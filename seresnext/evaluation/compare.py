@@ -3,88 +3,70 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from seresnext.errors import DataError
 from seresnext.evaluation.statistics import Ints
-from seresnext.evaluation.table import PredictionTable
+from seresnext.evaluation.table import Table
 from seresnext.printable import printable
 from seresnext.process.packages import extra
 
 _RESAMPLES = 10_000
 _SEED = 0
-_LISTED = 3
 
 
-@dataclass(frozen=True)
-class Change:
-    """An image on which exactly one of two models is right: the name, the true class, both first predictions."""
+def compare(first: Table, second: Table, names: tuple[str, str]) -> dict[str, Any]:
+    """Return the comparison of two tables of the same images, in any order, as in the JSON file.
 
-    image: str
-    label: str
-    first: str
-    second: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The results of two tables of the same images.
-
-    accuracies: of both, in percent. gained, lost: images that only the second or only the first model has right.
-    p_value: of McNemar's exact test. interval: the 95 % interval of the difference in percentage points, by a paired
-    bootstrap. classes: name, difference of the recall in percentage points and images, the largest differences first.
-    """
-
-    num_images: int
-    accuracies: tuple[float, float]
-    gained: int
-    lost: int
-    p_value: float
-    interval: tuple[float, float]
-    classes: list[tuple[str, float, int]]
-    changes: list[Change]
-
-    @property
-    def difference(self) -> float:
-        """The second accuracy minus the first, in percentage points."""
-        return self.accuracies[1] - self.accuracies[0]
-
-    @property
-    def conclusion(self) -> str:
-        """One line in plain words. The difference counts if McNemar's test has p < 0.05."""
-        if not self.gained + self.lost:
-            return "Both models are right on the same images."
-        counts = f"{self.gained} images gained, {self.lost} lost, p = {self.p_value:.2g}"
-        if self.p_value >= 0.05:
-            return f"The data do not show which model is better: the difference may be chance ({counts})."
-        better, other = ("second", "first") if self.difference > 0 else ("first", "second")
-        return f"The {better} model is better than the {other} by {abs(self.difference):.2f} points ({counts})."
-
-
-def compare(first: PredictionTable, second: PredictionTable, names: tuple[str, str]) -> Comparison:
-    """Return the comparison of two tables. The order of the images may differ.
+    - `accuracies`: of both, in percent; `difference`: the second minus the first, in percentage points
+    - `gained`, `lost`: images that only the second or only the first model has right
+    - `p_value`: of McNemar's exact test; `interval`: the 95 % interval of the difference, by a paired bootstrap
+    - `classes`: name, difference of the recall in percentage points and images, the largest differences first
+    - `changes`: the images that one model has right: name, true class and both first predictions
+    - `conclusion`: one line in plain words
 
     Raise DataError unless both tables have the same images with the same true classes. `names` are for the message.
     """
     places = _places_in(first, second, names)
-    right_first, right_second = first.correct, second.correct[places]
-    gained, lost = int((right_second & ~right_first).sum()), int((right_first & ~right_second).sum())
+    right = _right(first), _right(second)[places]
+    accuracies = (100 * float(right[0].mean()), 100 * float(right[1].mean()))
+    change = right[1] - right[0]  # 1, 0 or -1 for each image
+    gained, lost = int((change > 0).sum()), int((change < 0).sum())
+    difference, p_value = accuracies[1] - accuracies[0], mcnemar(gained, lost)
     changes = [
-        Change(first.images[n], first.labels[n], first.predictions[n][0], second.predictions[places[n]][0])
-        for n in np.flatnonzero(right_first != right_second).tolist()
+        {
+            "image": first["image"][n],
+            "label": first["label"][n],
+            "first": first["prediction_1"][n],
+            "second": second["prediction_1"][places[n]],
+        }
+        for n in np.flatnonzero(change).tolist()
     ]
-    return Comparison(
-        len(first.images),
-        (100 * float(right_first.mean()), 100 * float(right_second.mean())),
-        gained,
-        lost,
-        mcnemar(gained, lost),
-        _bootstrap(right_second.astype(np.int64) - right_first),
-        _class_differences(first.labels, right_second.astype(np.int64) - right_first),
-        changes,
-    )
+    return {
+        "num_images": len(first["image"]),
+        "accuracies": accuracies,
+        "gained": gained,
+        "lost": lost,
+        "p_value": p_value,
+        "interval": _bootstrap(change),
+        "classes": _class_differences(first["label"], change),
+        "changes": changes,
+        "difference": difference,
+        "conclusion": _conclusion(difference, gained, lost, p_value),
+    }
+
+
+def _conclusion(difference: float, gained: int, lost: int, p_value: float) -> str:
+    """Return one line in plain words. The difference counts if McNemar's test has p < 0.05."""
+    if not gained + lost:
+        return "Both models are right on the same images."
+    counts = f"{gained} images gained, {lost} lost, p = {p_value:.2g}"
+    if p_value >= 0.05:
+        return f"The data do not show which model is better: the difference may be chance ({counts})."
+    better, other = ("second", "first") if difference > 0 else ("first", "second")
+    return f"The {better} model is better than the {other} by {abs(difference):.2f} points ({counts})."
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -106,30 +88,31 @@ def _bootstrap(differences: Ints) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _places_in(first: PredictionTable, second: PredictionTable, names: tuple[str, str]) -> list[int]:
+def _right(table: Table) -> Ints:
+    """Return 1 for each image whose first prediction is the true class, else 0."""
+    return np.array(
+        [label == best for label, best in zip(table["label"], table["prediction_1"], strict=True)], np.int64
+    )
+
+
+def _places_in(first: Table, second: Table, names: tuple[str, str]) -> list[int]:
     """Return the row of the second table for each row of the first."""
-    rows = {image: row for row, image in enumerate(second.images)}
     for table, name in ((first, names[0]), (second, names[1])):
-        repeated = [image for image, count in Counter(table.images).items() if count > 1]
-        if repeated or not table.images:
-            problem = f"names {printable(repeated[0])} more than once" if repeated else "has no images"
+        [(image, count)] = Counter(table["image"]).most_common(1) or [("", 0)]
+        if count != 1:
+            problem = f"names {printable(image)} {count} times" if count else "has no images"
             raise DataError(f"{name} {problem}; write the table again with `seresnext validate --table`")
-    missing = [image for image in first.images if image not in rows]
-    if missing or len(rows) != len(first.images):
-        only_second = len(rows) - (len(first.images) - len(missing))
-        listing = f", such as {', '.join(map(printable, missing[:_LISTED]))}" if missing else ""
+    known = [dict(zip(table["image"], table["label"], strict=True)) for table in (first, second)]
+    different = [image for image in known[0] | known[1] if known[0].get(image) != known[1].get(image)]
+    if different:
+        image = different[0]
+        classes = [f"of class {printable(labels[image])}" if image in labels else "missing" for labels in known]
         raise DataError(
-            f"{names[0]} and {names[1]} have different images ({len(missing)} only in the first{listing}; "
-            f"{only_second} only in the second); compare tables of one split"
+            f"{printable(image)} is {classes[0]} in {names[0]} and {classes[1]} in {names[1]} (images that differ: "
+            f"{len(different):,}); compare tables of one split with the same classes"
         )
-    places = [rows[image] for image in first.images]
-    for image, label, place in zip(first.images, first.labels, places, strict=True):
-        if second.labels[place] != label:
-            raise DataError(
-                f"{printable(image)} is of class {printable(label)} in {names[0]} and of class "
-                f"{printable(second.labels[place])} in {names[1]}; compare tables with the same classes"
-            )
-    return places
+    rows = {image: row for row, image in enumerate(second["image"])}
+    return [rows[image] for image in first["image"]]
 
 
 def _class_differences(labels: object, differences: Ints) -> list[tuple[str, float, int]]:

@@ -59,7 +59,7 @@ def evaluate(
     world: World,
     precision: Precision,
     stop_requested: Callable[[], bool] = lambda: False,
-    on_round: Callable[[], None] = lambda: None,
+    on_round: Callable[[], object] = lambda: None,
     keep_logits: bool = False,
 ) -> Evaluation | None:
     """Evaluate a model on this rank's batches of a split, and sum over all ranks.

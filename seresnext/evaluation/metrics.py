@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -44,11 +44,3 @@ def count_classes(logits: Tensor, labels: Tensor) -> Tensor:
     counts[1].scatter_add_(0, labels, torch.ones_like(labels))
     counts[2].scatter_add_(0, predictions, valid)
     return counts
-
-
-_TEXTS = {"top1": "top-1 {:.3f} %", "top5": "top-5 {:.3f} %"}
-
-
-def describe_metrics(metrics: Mapping[str, float]) -> str:
-    """Return metrics as a text: `top-1 79.080 %  top-5 94.430 %  loss 0.8310`."""
-    return "  ".join(_TEXTS.get(name, f"{name} {{:.4f}}").format(value) for name, value in metrics.items())

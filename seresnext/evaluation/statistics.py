@@ -70,7 +70,9 @@ def calibrate(logits: Floats, labels: Ints) -> dict[str, Any] | None:
     each bin with images, as in `calibration_bins`. `bins_after` belongs to `error_after`. The halves have every second
     image of each class, so that each half has the classes in equal shares.
     """
-    half = _rank_within_class(labels) % 2
+    half = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        half[labels == label] = np.arange((labels == label).sum()) % 2
     if not np.isfinite(logits).all() or not half.any():
         return None
     correct = logits.argmax(1) == labels
@@ -78,21 +80,14 @@ def calibrate(logits: Floats, labels: Ints) -> dict[str, Any] | None:
     for side in (0, 1):
         temperature = fit_temperature(logits[half != side], labels[half != side])
         after[half == side] = confidences(logits[half == side], temperature)
+    bins, bins_after = calibration_bins(before, correct), calibration_bins(after, correct)
     return {
-        "error": calibration_error(before, correct),
-        "error_after": calibration_error(after, correct),
+        "error": calibration_error(bins),
+        "error_after": calibration_error(bins_after),
         "temperature": fit_temperature(logits, labels),
-        "bins": calibration_bins(before, correct),
-        "bins_after": calibration_bins(after, correct),
+        "bins": bins,
+        "bins_after": bins_after,
     }
-
-
-def _rank_within_class(labels: Ints) -> Ints:
-    order = np.argsort(labels, kind="stable")
-    starts = np.searchsorted(labels[order], labels[order])
-    ranks = np.empty(len(labels), dtype=np.int64)
-    ranks[order] = np.arange(len(labels)) - starts
-    return ranks
 
 
 def confidences(logits: Floats, temperature: float = 1.0) -> Floats:
@@ -116,10 +111,9 @@ def calibration_bins(confidence: Floats, correct: NDArray[np.bool_]) -> list[lis
     return [[float(mean[k]), float(accuracy[k]), int(count[k])] for k in range(BINS) if count[k]]
 
 
-def calibration_error(confidence: Floats, correct: NDArray[np.bool_]) -> float:
+def calibration_error(bins: Sequence[Sequence[float]]) -> float:
     """Return the expected calibration error in percent: the mean distance of confidence and accuracy over the bins."""
-    bins = calibration_bins(confidence, correct)
-    return sum(abs(mean - accuracy) * count for mean, accuracy, count in bins) / len(confidence)
+    return sum(abs(mean - accuracy) * count for mean, accuracy, count in bins) / sum(count for *_, count in bins)
 
 
 def fit_temperature(logits: Floats, labels: Ints) -> float:

@@ -10,16 +10,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import yaml
 
 from seresnext.classifier import class_names
-from seresnext.export.facts import describe_training, hub_dataset
-from seresnext.models import LoadedWeights, Preprocessing, SENet
+from seresnext.models import LoadedWeights, Preprocessing, SENet, create_model
+from seresnext.models.index import describe_model
 from seresnext.printable import printable
+from seresnext.recipe.schema import Recipe
 
 _CLASSES_SHOWN = 20
 _TAGS = ["image-classification", "timm", "seresnext"]
-
+_IMAGENET = (1_281_167, 1000)  # training images and classes
 
 Evaluation = Mapping[str, float]
 """`top1`, `top5` (percent), `loss`, `num_images` and perhaps `temperature`."""
@@ -69,10 +71,74 @@ def write_card(
     return "\n\n".join(parts) + "\n"
 
 
+def describe_training(loaded: LoadedWeights, file_size: int) -> dict[str, object]:
+    """Return the facts of a model under the names of the model index, and further settings of the run.
+
+    The result is empty for a file without a recipe.
+    """
+    recipe, metadata = loaded.recipe, loaded.metadata
+    if recipe is None or metadata is None:
+        return {}
+    num_images, global_size = metadata.dataset["num_images"], recipe.batch.global_size
+    training = {
+        "File Size": file_size,
+        "Training Techniques": _techniques(recipe),
+        "Training Data": [f"{num_images:,} images of {recipe.model.num_classes:,} classes"],
+        "Training Resources": _resources(metadata.environment),
+        "LR": recipe.optimizer.lr,
+        "Epochs": round(metadata.step / max(1, num_images // global_size), 2),
+        "Dropout": recipe.model.drop_rate,
+        "Momentum": recipe.optimizer.momentum if recipe.optimizer.name == "sgd" else None,
+        "Batch Size": global_size,
+    }
+    name, num_classes, in_channels = loaded.identify()
+    with torch.device("meta"):
+        model = create_model(name, num_classes, in_channels)
+    return {
+        **describe_model(name, model, loaded.preprocessing, training),
+        "Steps": metadata.step,
+        "Planned length": recipe.length,
+        "Schedule": f"{recipe.schedule.name}, warmup {recipe.schedule.warmup}",
+        "Seed": recipe.runtime.seed,
+    }
+
+
+def _techniques(recipe: Recipe) -> list[str]:
+    optimizer, policy = recipe.optimizer, recipe.augment.policy
+    is_used = {
+        "SGD with Momentum" if optimizer.momentum else "SGD": optimizer.name == "sgd",
+        "Nesterov Momentum": optimizer.name == "sgd" and optimizer.nesterov,
+        "AdamW": optimizer.name == "adamw",
+        "Weight Decay": optimizer.weight_decay,
+        "Gradient Clipping": optimizer.clip_norm,
+        "Label Smoothing": recipe.loss.label_smoothing,
+        "Mixup": recipe.mix.mixup,
+        "CutMix": recipe.mix.cutmix,
+        "RandAugment": policy and policy.name == "randaugment",
+        "TrivialAugment": policy and policy.name == "trivialaugment",
+        "Color Jitter": recipe.augment.color_jitter,
+        "Random Erasing": recipe.augment.erasing,
+        "Stochastic Depth": recipe.model.drop_path_rate,
+        "Exponential Moving Average": recipe.ema,
+        "Fine-Tuning": recipe.model.weights,
+    }
+    return [name for name, value in is_used.items() if value]
+
+
+def _resources(environment: Mapping[str, Any]) -> str | None:
+    """Return the number of processes and the device, None if the checkpoint does not record both."""
+    size, gpu, cpu = (environment.get(key) for key in ("world_size", "gpu", "cpu"))
+    device = gpu or cpu
+    if not isinstance(size, int) or not isinstance(device, str):
+        return None
+    return f"{size}x {gpu}" if gpu else f"{size} process{'es' if size > 1 else ''} on {cpu}"
+
+
 def _hub_metadata(name: str, loaded: LoadedWeights, evaluation: Evaluation | None) -> dict[str, Any]:
     metadata: dict[str, Any] = {"library_name": "timm", "pipeline_tag": "image-classification", "tags": _TAGS}
-    if dataset := hub_dataset(loaded.metadata):
-        metadata["datasets"] = [dataset]
+    dataset = loaded.metadata.dataset if loaded.metadata else {"num_images": 0, "classes": ()}
+    if (dataset["num_images"], len(dataset["classes"])) == _IMAGENET:
+        metadata["datasets"] = ["imagenet-1k"]
     if evaluation is None:
         return metadata
     names = {"Top 1 Accuracy": evaluation["top1"], "Top 5 Accuracy": evaluation.get("top5")}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from seresnext.classifier import class_names
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.export.card import write_card
-from seresnext.export.documents import EXPECTED, Config, Manifest, digest_of, write_document, write_manifest
+from seresnext.export.documents import EXPECTED, Manifest, digest_of, write_config, write_document, write_manifest
 from seresnext.export.golden import compute_logits, draw_golden, expect, load_golden, read_golden, write_golden
 from seresnext.export.kinds import KINDS
 from seresnext.export.push import check_push, push
@@ -66,8 +66,7 @@ def write_export(
     classes = class_names(loaded)
     architecture, how = loaded.identify().name, loaded.preprocessing
     try:
-        config = Config.build(architecture, classes, how, (evaluation or {}).get("temperature"))
-        write_document(config, folder / CONFIG)
+        write_config(folder / CONFIG, architecture, classes, how, (evaluation or {}).get("temperature"))
     except ValueError as error:  # For example, the name of a class is no text in UTF-8.
         reason = printable(str(error).splitlines()[0])
         raise CheckpointError(f"{loaded.source} cannot be exported: {reason}; use another checkpoint") from None
@@ -146,6 +145,5 @@ def read_evaluation(path: Path, loaded: LoadedWeights) -> dict[str, float]:
                 f"{where} was measured with {name} {printable(given)}, and the export has {printable(own)}; measure "
                 "the checkpoint with the same options"
             )
-    temperature = {"temperature": found.calibration.temperature} if found.calibration else {}
-    figures = {name: getattr(found, name) for name in ("top1", "top5", "loss", "num_images")} | temperature
-    return {name: float(value) for name, value in figures.items() if value is not None}
+    figures = found.model_dump(include={"top1", "top5", "loss", "num_images"}, exclude_none=True)
+    return figures | ({"temperature": found.calibration.temperature} if found.calibration else {})

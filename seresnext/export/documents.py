@@ -1,26 +1,23 @@
 """The JSON files of an export: configuration, expected logits, and the manifest with the digests of all files.
 
-A folder may come from a stranger. Each file is checked before use.
+A folder may come from a stranger. Each file is checked before use. `models.timm_config` reads the configuration.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BufferedReader
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from seresnext.errors import CheckpointError
-from seresnext.files import open_regular
-from seresnext.models import MODELS, Preprocessing, timm_config
+from seresnext.models import MODELS, Preprocessing
 from seresnext.models.timm_config import CONFIG, first_problem
 from seresnext.printable import printable, shown_path
+from seresnext.weights import open_file
 
 EXPECTED, MANIFEST = "golden/expected.json", "manifest.json"
 DIGEST = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -29,72 +26,14 @@ _MOST_BYTES = 64 << 20  # of a JSON file
 MOST_GOLDEN = 8
 
 
-class Document(BaseModel):
-    """A JSON file of an export."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PretrainedConfig(timm_config.PretrainedConfig, frozen=True, extra="forbid"):
-    """The preprocessing, and the names of the first and the last layer, under timm's keys."""
-
-    num_classes: int
-    first_conv: str
-    classifier: str
-
-
-class Config(timm_config.TimmConfig, frozen=True, extra="forbid"):
-    """The file config.json: model, classes and preprocessing, in the form that timm and the Hub read.
-
-    `image_mode`: images become RGB. `temperature` divides the logits before softmax.
-    """
-
-    num_classes: int = 0
-    num_features: int = 2048
-    label_names: list[str] = Field(default=[])
-    image_mode: Literal["RGB"] = "RGB"
-    temperature: Annotated[FiniteFloat, Field(gt=0)] | None = None
-    pretrained_cfg: PretrainedConfig
-
-    @classmethod
-    def build(cls, architecture: str, classes: list[str], how: Preprocessing, temperature: float | None) -> Config:
-        """Return the configuration of a model."""
-        has_our_names = MODELS[architecture].stem_pool == "ceil"
-        pretrained = PretrainedConfig(
-            input_size=(3, how.image_size, how.image_size),
-            mean=how.mean,
-            std=how.std,
-            crop_pct=how.crop_pct,
-            interpolation=how.interpolation,
-            num_classes=len(classes),
-            first_conv="layer0.conv1" if has_our_names else "conv1",
-            classifier="last_linear" if has_our_names else "fc",
-        )
-        return cls(
-            architecture=architecture,
-            num_classes=len(classes),
-            label_names=classes,
-            temperature=temperature,
-            # Earlier versions refuse an export with these keys. An export that does without stays readable.
-            exif_rotation=how.exif_rotation or None,
-            background=how.background,
-            pretrained_cfg=pretrained,
-        )
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """Return the steps from an image to the network's input. Raise CheckpointError."""
-        return self.steps(3, CONFIG)
-
-
-class ExpectedImage(Document):
+class ExpectedImage(BaseModel, frozen=True, extra="forbid"):
     """The digest of the pixels of a golden image after decode, resize and crop (uint8 H W C), and the logits."""
 
     pixels: DIGEST
     logits: list[FiniteFloat]
 
 
-class Expected(Document):
+class Expected(BaseModel, frozen=True, extra="forbid"):
     """The file golden/expected.json: for each golden image the logits of the source model, in the order of `classes`.
 
     `tolerance` is the largest deviation of a logit that `verify` accepts.
@@ -111,7 +50,7 @@ class Expected(Document):
         return self
 
 
-class Manifest(Document):
+class Manifest(BaseModel, frozen=True, extra="forbid"):
     """The file manifest.json. `files` has the digest of each other file, `digest` the digest of the manifest.
 
     The digest of the manifest is computed with zeros in place of the digest. `source` describes the exported file.
@@ -130,9 +69,44 @@ class Manifest(Document):
 AnyDocument = TypeVar("AnyDocument", bound=BaseModel)
 
 
+def write_config(
+    path: Path, architecture: str, classes: list[str], how: Preprocessing, temperature: float | None
+) -> None:
+    """Write config.json: model, classes and preprocessing, in the form that timm and the Hub read.
+
+    `temperature` divides the logits before softmax. Raise ValueError for the name of a class that is no text in UTF-8.
+    """
+    has_our_names = MODELS[architecture].stem_pool == "ceil"
+    values = {
+        "architecture": architecture,
+        "num_classes": len(classes),
+        "num_features": 2048,
+        "label_names": classes,
+        "global_pool": "avg",
+        "image_mode": "RGB",
+        "temperature": temperature,
+        # Earlier versions refuse an export with these keys. An export that does without stays readable.
+        "exif_rotation": how.exif_rotation or None,
+        "background": how.background,
+        "pretrained_cfg": {
+            "input_size": (3, how.image_size, how.image_size),
+            "crop_pct": how.crop_pct,
+            "crop_mode": "center",
+            "interpolation": how.interpolation,
+            "mean": how.mean,
+            "std": how.std,
+            "num_classes": len(classes),
+            "first_conv": "layer0.conv1" if has_our_names else "conv1",
+            "classifier": "last_linear" if has_our_names else "fc",
+        },
+    }
+    known = {key: value for key, value in values.items() if value is not None}
+    path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def read_document(kind: type[AnyDocument], path: Path) -> AnyDocument:
     """Return the checked content of a file. Raise CheckpointError with the first problem."""
-    with _opened(path) as file:
+    with open_file(path) as file:
         data = file.read(_MOST_BYTES)  # Longer JSON would be cut, and so refused.
     if kind is Manifest:
         blank = re.sub(rb'("digest": ")[0-9a-f]{64}(")', rb"\g<1>" + _NO_DIGEST.encode() + rb"\2", data)
@@ -146,7 +120,7 @@ def read_document(kind: type[AnyDocument], path: Path) -> AnyDocument:
 
 def write_document(document: BaseModel, path: Path) -> None:
     """Write a file; for a manifest with the digest."""
-    text = document.model_dump_json(indent=1, exclude_none=document.__class__ is Config) + "\n"
+    text = document.model_dump_json(indent=1) + "\n"
     if isinstance(document, Manifest):
         text = text.replace(_NO_DIGEST, hashlib.sha256(text.encode()).hexdigest())
     path.write_text(text, encoding="utf-8")
@@ -154,17 +128,15 @@ def write_document(document: BaseModel, path: Path) -> None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of all other files in a folder."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    files = {path.relative_to(folder).as_posix(): digest_of(path) for path in found}
+    files = {name: digest_of(folder / name) for name in _files(folder)}
     write_document(manifest.model_copy(update={"files": files, "digest": _NO_DIGEST}), folder / MANIFEST)
 
 
 def check_files(folder: Path, manifest: Manifest, model: str) -> None:
     """Raise CheckpointError that names each file that is missing, or differs. `model` is the file of the model."""
-    problems = []
+    problems, found = [], _files(folder)
     for name, digest in manifest.files.items():
-        is_inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-        if not is_inside or not os.path.isfile(folder / name):  # noqa: PTH113 (raises nothing)
+        if name not in found:
             problems.append(f"{printable(name)} is missing")
         elif digest_of(folder / name) != digest:
             problems.append(f"{printable(name)} was changed: the digest differs from {MANIFEST}")
@@ -173,16 +145,13 @@ def check_files(folder: Path, manifest: Manifest, model: str) -> None:
         raise CheckpointError(f"{shown_path(folder)} fails: {'; '.join(problems)}; export the model again")
 
 
+def _files(folder: Path) -> list[str]:
+    """Return the names of the files in a folder, without the manifest."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if name != MANIFEST)
+
+
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file. Raise CheckpointError."""
-    with _opened(path) as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BufferedReader]:
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            yield file
-    except OSError as error:
-        raise CheckpointError(f"{shown_path(path)} cannot be read: {error.strerror}; give an export") from None

@@ -10,21 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 from torch import Tensor
 
+from seresnext.classifier import MAX_PIXELS
 from seresnext.data.decode.kinds import ENDINGS, kind_of
 from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.export.documents import MOST_GOLDEN, Expected, ExpectedImage
 from seresnext.models import Preprocessing
 from seresnext.printable import shown_path
-from seresnext.recipe.schema import DataSection
 
 TOLERANCE = 1e-4  # of the largest logit
-_MAX_PIXELS: int = DataSection.model_fields["max_pixels"].default
-_ORIENTATION = 0x0112  # the tag of EXIF
-_TURNED = 6  # a camera on its side
 # Width, height, mode and format. Odd sizes show errors of rounding in resize and crop.
 _DRAWN = (
     (301, 227, "RGB", "JPEG"),
@@ -57,7 +54,7 @@ def read_golden(folder: Path) -> list[bytes]:
     except OSError as error:
         raise DataError(f"--golden {shown_path(folder)} cannot be read: {error.strerror}; give a folder") from None
     for path, data in zip(paths, images, strict=True):
-        decode(data, shown_path(path), Decoding(_MAX_PIXELS))  # A bad image is named as the user knows the image.
+        decode(data, shown_path(path), Decoding(MAX_PIXELS))  # A bad image is named as the user knows the image.
     return images
 
 
@@ -72,13 +69,10 @@ def write_golden(images: Sequence[bytes], folder: Path) -> list[str]:
 
 def load_golden(folder: Path, names: Sequence[str], preprocessing: Preprocessing) -> Tensor:
     """Return the pixels of the images after decode, resize and crop, uint8 N H W 3. Raise DataError."""
-    crop, decoding = preprocessing.crop, preprocessing.decoding(_MAX_PIXELS)
+    crop, decoding = preprocessing.crop, preprocessing.decoding(MAX_PIXELS)
     pixels = []
-    for name in names:
-        try:
-            pixels.append(crop.decode_and_crop((folder / name).read_bytes(), shown_path(folder / name), decoding))
-        except OSError as error:
-            raise DataError(f"{shown_path(folder / name)} cannot be read: {error.strerror}; restore it") from None
+    for path in (folder / name for name in names):
+        pixels.append(crop.decode_and_crop(path.read_bytes(), shown_path(path), decoding))
     return torch.stack(pixels)
 
 
@@ -120,7 +114,7 @@ def _draw(number: int, rng: np.random.Generator, width: int, height: int, mode: 
         image.putalpha(Image.fromarray((255 * x / width).astype(np.uint8)))
     file, exif = io.BytesIO(), Image.Exif()
     if number == 1:
-        exif[_ORIENTATION] = _TURNED
+        exif[ExifTags.Base.Orientation] = 6  # a camera on its side
     options = {"quality": 90, "exif": exif, "progressive": number == 0} if kind == "JPEG" else {}
     image.convert(mode).save(file, kind, **options)
     return file.getvalue()

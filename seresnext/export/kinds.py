@@ -15,11 +15,12 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.fx.experimental import _config as shapes
 
+from seresnext.classifier import class_names
 from seresnext.errors import CheckpointError
-from seresnext.export.documents import Config
 from seresnext.export.golden import Network
 from seresnext.models import LoadedWeights, SENet, build_pretrained, timm_state_dict
 from seresnext.models.folding import build_folded, fold_batchnorm
+from seresnext.models.timm_config import TimmConfig
 from seresnext.printable import printable, shown_path
 from seresnext.process.packages import extra
 from seresnext.weights import read_weights
@@ -35,7 +36,7 @@ class Kind:
     summary: str
     file: str
     write: Callable[[SENet, Path], None]
-    open: Callable[[Path, Config], Network]
+    open: Callable[[Path, TimmConfig], Network]
     import_packages: Callable[[], object] = lambda: None
 
 
@@ -43,17 +44,19 @@ def _write_weights(model: SENet, path: Path) -> None:
     _save(timm_state_dict(model), path)
 
 
-def _open_weights(path: Path, config: Config) -> Network:
+def _open_weights(path: Path, config: TimmConfig) -> Network:
     # With the configuration, the tensors are compared before a model is built: the numbers can exceed the file.
-    return build_pretrained(LoadedWeights(shown_path(path), read_weights(path)[0], config=config), in_channels=3)
+    loaded = LoadedWeights(shown_path(path), read_weights(path)[0], config=config)
+    class_names(loaded)  # raises CheckpointError unless the model is for RGB
+    return build_pretrained(loaded)
 
 
 def _write_folded(model: SENet, path: Path) -> None:
     _save(fold_batchnorm(model).state_dict(), path)
 
 
-def _open_folded(path: Path, config: Config) -> Network:
-    return build_folded(config.architecture, config.num_classes, read_weights(path)[0], shown_path(path))
+def _open_folded(path: Path, config: TimmConfig) -> Network:
+    return build_folded(config.architecture, len(config.label_names or ()), read_weights(path)[0], shown_path(path))
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
@@ -69,7 +72,7 @@ def _write_exported(model: SENet, path: Path) -> None:
     path.write_bytes(file.getvalue())
 
 
-def _open_exported(path: Path, config: Config) -> Network:
+def _open_exported(path: Path, config: TimmConfig) -> Network:
     with _openable(path):
         return torch.export.load(path).module()
 
@@ -90,7 +93,7 @@ def _write_onnx(model: SENet, path: Path) -> None:
     shutil.copyfile(Path(__file__).with_name("run_onnx.py"), path.with_name("run.py"))
 
 
-def _open_onnx(path: Path, config: Config) -> Network:
+def _open_onnx(path: Path, config: TimmConfig) -> Network:
     with extra("export"):
         import onnxruntime
     with _openable(path):

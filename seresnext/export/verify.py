@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from seresnext.errors import CheckpointError, DataError
-from seresnext.export.documents import EXPECTED, MANIFEST, Config, Expected, Manifest, check_files, read_document
+from seresnext.export.documents import EXPECTED, MANIFEST, Expected, Manifest, check_files, read_document
 from seresnext.export.golden import compute_logits, load_golden, pixels_digest
 from seresnext.export.kinds import KINDS
-from seresnext.models.timm_config import CONFIG
+from seresnext.models import Preprocessing
+from seresnext.models.timm_config import CONFIG, TimmConfig
 from seresnext.printable import printable, shown_path
 
 
@@ -26,16 +27,22 @@ def verify(folder: Path) -> tuple[Manifest, str]:
         raise CheckpointError(f"{shown_path(folder)} has the unknown kind {printable(manifest.kind)}; update seresnext")
     kind = KINDS[manifest.kind]
     check_files(folder, manifest, kind.file)
-    config, expected = read_document(Config, folder / CONFIG), read_document(Expected, folder / EXPECTED)
-    _check_classes(folder, config, expected)
+    config, expected = read_document(TimmConfig, folder / CONFIG), read_document(Expected, folder / EXPECTED)
+    how = config.steps(3, CONFIG)
+    for number, (name, other) in enumerate(itertools.zip_longest(config.label_names or (), expected.classes)):
+        if name != other:
+            raise CheckpointError(
+                f"{shown_path(folder)} fails: class {number} is {printable(name)} in {CONFIG} and {printable(other)} "
+                f"in {EXPECTED}, so the classes have another order or other names; export the model again"
+            )
     names = list(expected.images)
     if unsafe := [name for name in names if f"golden/{name}" not in manifest.files]:
         raise CheckpointError(f"{shown_path(folder / EXPECTED)} names {printable(unsafe[0])}, which has no digest")
     try:
-        pixels = load_golden(folder / "golden", names, config.preprocessing)
+        pixels = load_golden(folder / "golden", names, how)
     except DataError as error:
         raise CheckpointError(f"{shown_path(folder)} fails: {error}") from None
-    logits = compute_logits(kind.open(folder / kind.file, config), pixels, config.preprocessing)
+    logits = compute_logits(kind.open(folder / kind.file, config), pixels, how)
     wanted = torch.tensor([image.logits for image in expected.images.values()])
     if logits.shape != wanted.shape:
         raise CheckpointError(
@@ -44,28 +51,18 @@ def verify(folder: Path) -> tuple[Manifest, str]:
         )
     deviations = (logits - wanted).abs().nan_to_num(torch.inf).amax(1)
     if deviations.max() > expected.tolerance:
-        _refuse(folder, config, expected, pixels, deviations)
+        _refuse(folder, how, expected, pixels, deviations)
     return manifest, (
         f"{len(manifest.files)} files have their digests; the logits of {len(names)} golden images deviate by at most "
         f"{deviations.max():.2g} (limit {expected.tolerance:.2g})"
     )
 
 
-def _check_classes(folder: Path, config: Config, expected: Expected) -> None:
-    for number, (name, wanted) in enumerate(itertools.zip_longest(config.label_names, expected.classes)):
-        if name != wanted:
-            raise CheckpointError(
-                f"{shown_path(folder)} fails: class {number} is {printable(name)} in {CONFIG} and {printable(wanted)} "
-                f"in {EXPECTED}, so the classes have another order or other names; export the model again"
-            )
-
-
-def _refuse(folder: Path, config: Config, expected: Expected, pixels: Tensor, deviations: Tensor) -> None:
+def _refuse(folder: Path, how: Preprocessing, expected: Expected, pixels: Tensor, deviations: Tensor) -> None:
     """Raise CheckpointError with the worst image, and with the step that differs."""
     names = list(expected.images)
     digests = zip(names, map(pixels_digest, pixels), strict=True)
     changed = [name for name, digest in digests if digest != expected.images[name].pixels]
-    how = config.preprocessing
     cause = (
         f"the pixels of {len(changed)} images differ after decode, resize and crop, so {CONFIG} has another "
         f"preprocessing than the export had (now {how.image_size} pixels, crop_pct {how.crop_pct}, "

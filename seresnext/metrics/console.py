@@ -7,12 +7,13 @@ does not end the run.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from seresnext.printable import for_terminal, listed, printable
 from seresnext.progress import ProgressBar
@@ -45,7 +46,6 @@ class Console:
         self._enabled = enabled
         self._log = log
         self._terminal = _LosableStream(stream or sys.stdout)
-        self._bars: list[Bar] = []
         self.on_terminal = enabled and self._terminal.isatty()
 
     def print(self, text: str) -> None:
@@ -56,17 +56,15 @@ class Console:
             ProgressBar.write(text, file=self._terminal)
             self._terminal.flush()
 
-    def warn(self, text: str) -> None:
-        """Print a warning."""
-        self.print(f"warning: {text}")
-
     def log(self, text: str) -> None:
         """Write a line (or several) only to the log file."""
         if self._enabled:
             self._write_log(for_terminal(text))
 
-    def print_event(self, event: Mapping[str, Any], seconds_left: float | None = None) -> None:
-        """Print an event of `metrics.jsonl`: a train event in the bar if there is a bar, other events as a line."""
+    def print_event(
+        self, event: Mapping[str, Any], seconds_left: float | None = None, bar: ProgressBar | None = None
+    ) -> None:
+        """Print an event of `metrics.jsonl`: a train event in the bar if a bar is drawn, other events as a line."""
         weights = event.get("weights", "model")
         name = event["event"] if weights == "model" else f"{event['event']} ({weights})"
         total = f" of {event['total_steps']}" if event.get("total_steps") else ""
@@ -74,18 +72,30 @@ class Console:
         if name == "epoch":
             place = f"epoch {event['epoch']:.0f}, step {event['step']}"
         line = f"{place}: {describe(event, seconds_left)}"
-        if event["event"] == "train" and self._bars and self._bars[-1].is_drawn:
-            self._bars[-1].show(describe(event, seconds_left, _BAR_FIELDS))
+        if event["event"] == "train" and bar is not None and not bar.disable:
+            bar.bar_format, bar.ncols = _BAR_WITH_TEXT, shutil.get_terminal_size().columns
+            bar.set_postfix_str(describe(event, seconds_left, _BAR_FIELDS), refresh=False)
             self._write_log(line)
         else:
             self.print(line)
 
-    def bar(self, label: str, total: int, done: int = 0) -> Bar:
+    def bar(self, label: str, total: int, done: int = 0) -> ProgressBar:
         """Return a bar of `total` steps, of which `done` are complete, for a `with` statement.
 
         A bar inside the block of another bar is drawn below the outer bar. Nothing is drawn without a terminal.
         """
-        return Bar(self, label, total, done)
+        size = shutil.get_terminal_size()  # not 0 x 0, as terminals in some containers report: tqdm draws nothing then
+        return ProgressBar(
+            desc=label,
+            total=total,
+            initial=done,
+            file=self._terminal,
+            disable=not self.on_terminal,
+            leave=False,
+            ncols=size.columns,
+            nrows=size.lines,
+            bar_format=_BAR_WITH_TIMES,
+        )
 
     def _write_log(self, text: str) -> None:
         if self._log is None:
@@ -96,46 +106,7 @@ class Console:
                 file.writelines(f"{now} {line}\n" for line in text.splitlines() or [""])
         except OSError as error:
             path, self._log = self._log, None
-            self.warn(f"{path} cannot be written ({error.strerror}); the run continues without the log")
-
-
-class Bar:
-    """A progress bar, built by `Console.bar`."""
-
-    def __init__(self, console: Console, label: str, total: int, done: int) -> None:
-        self._console = console
-        self._bar = ProgressBar(
-            desc=label,
-            total=total,
-            initial=done,
-            file=console._terminal,
-            disable=not console.on_terminal,
-            leave=False,
-            dynamic_ncols=console._terminal.has_size(),
-            bar_format=_BAR_WITH_TIMES,
-        )
-
-    @property
-    def is_drawn(self) -> bool:
-        """Return whether the bar is on a terminal. The user can disable bars with tqdm's variable TQDM_DISABLE."""
-        return not self._bar.disable
-
-    def __enter__(self) -> Self:
-        self._console._bars.append(self)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._console._bars.remove(self)
-        self._bar.close()
-
-    def advance(self, count: int = 1) -> None:
-        """Advance by `count` steps. The bar is redrawn at most ten times a second."""
-        self._bar.update(count)
-
-    def show(self, text: str) -> None:
-        """Show a text at the end of the bar, from the next redraw on."""
-        self._bar.bar_format = _BAR_WITH_TEXT
-        self._bar.set_postfix_str(text, refresh=False)
+            self.print(f"warning: {path} cannot be written ({error.strerror}); the run continues without the log")
 
 
 def describe(event: Mapping[str, Any], seconds_left: float | None = None, fields: Sequence[str] = _LINE_FIELDS) -> str:
@@ -179,19 +150,6 @@ class _LosableStream:
 
     def isatty(self) -> bool:
         return not self._stream.closed and self._stream.isatty()
-
-    def has_size(self) -> bool:
-        """Return whether the stream is a terminal with a size.
-
-        Terminals in some containers report 0 x 0. With that size tqdm draws nothing; without a size, a short bar.
-        """
-        try:
-            return min(os.get_terminal_size(self.fileno())) > 0
-        except (OSError, ValueError):
-            return False
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
 
     def write(self, text: str) -> None:
         self._attempt(self._stream.write, text.encode(self.encoding, "backslashreplace").decode(self.encoding))

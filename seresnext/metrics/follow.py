@@ -17,18 +17,17 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from seresnext.files import open_regular, read_small_json, write_atomically
-from seresnext.metrics.mlflow_service import Mlflow
+from seresnext.metrics.services import SERVICES, Mlflow, WeightsAndBiases
 from seresnext.metrics.sink import FIRST_BATCH, charts, flatten
 from seresnext.metrics.status import read_status
-from seresnext.metrics.weights_and_biases import WeightsAndBiases
 from seresnext.printable import printable
 from seresnext.process.signals import die_with_parent, ignore_signals
 from seresnext.recipe import load_recipe, to_values
 
-SERVICES = {"wandb": WeightsAndBiases, "mlflow": Mlflow}
 _POLL, _RETRY = 1.0, 60.0  # seconds until the next look at the file, and until the next try after an error
 _LAST = 60  # seconds to live after the training process has died
 
@@ -49,12 +48,10 @@ class Follower:
         self._id = known if isinstance(known, str) else None
         self._sent = min(sent, size) if type(sent) is int and sent >= 0 else 0
         self._metrics = folder / "metrics.jsonl"
-        self._service: WeightsAndBiases | Mlflow | None = None
 
-    def open(self) -> WeightsAndBiases | Mlflow:
-        """Return the service, connected to its run."""
-        if self._service is not None:
-            return self._service
+    @cached_property
+    def service(self) -> WeightsAndBiases | Mlflow:
+        """The service, connected to its run. After an error, the next use connects again."""
         self._recipe = to_values(load_recipe(self._folder / "recipe.yaml").recipe)
         service = SERVICES[self._name](self._folder, self._id, flatten(self._recipe))
         if service.id != self._id:
@@ -63,12 +60,11 @@ class Follower:
         self._announce(service.address)
         for name in ("recipe.yaml", "environment.json"):
             service.artifact(self._folder / name)
-        self._service = service
         return service
 
     def catch_up(self) -> None:
         """Send the lines that are new. After an error, the next call sends the rest."""
-        service, before = self.open(), self._sent
+        service, before = self.service, self._sent
         if not self._metrics.exists():
             return
         with os.fdopen(open_regular(self._metrics), "rb") as file:
@@ -76,13 +72,15 @@ class Follower:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
+                is_picture, place, numbers = False, (0, 0.0), {}
                 with suppress(LookupError, TypeError, ValueError, RecursionError):  # not an event
                     event = json.loads(line)
-                    step, epoch, numbers = int(event["step"]), float(event["epoch"]), charts(event, self._recipe)
-                    if event["event"] == "picture":
-                        service.picture(self._folder / FIRST_BATCH)
-                    elif numbers:
-                        service.log(numbers, step, epoch)
+                    is_picture, place = event["event"] == "picture", (int(event["step"]), float(event["epoch"]))
+                    numbers = charts(event, self._recipe)
+                if is_picture:
+                    service.picture(self._folder / FIRST_BATCH)
+                elif numbers:
+                    service.log(numbers, *place)
                 self._sent += len(line)
         if self._sent != before:
             self._save()
@@ -90,7 +88,7 @@ class Follower:
     def finish(self, running: str = "running") -> None:
         """Send how the run ended. `running` is the state of a run whose status has no end."""
         state = str(read_status(self._folder).get("state"))
-        self.open().finish(running if state == "running" else state)
+        self.service.finish(running if state == "running" else state)
 
     def _save(self) -> None:
         write_atomically(self._state, json.dumps({"id": self._id, "sent": self._sent}) + "\n")
@@ -121,11 +119,15 @@ def main() -> None:
     os.dup2(2, 1)  # Services print.
     reported: list[Exception] = []
 
+    def announce(text: str) -> None:
+        with suppress(BrokenPipeError):  # A killed training reads no more, and its last lines are still sent.
+            print(text, file=reports)
+
     def report(error: Exception) -> None:
         print(f"{datetime.now():%F %T} {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         if not reported:
             text = printable(str(error).strip().partition("\n")[0] or type(error).__name__, 300)
-            print(f"warning: {name} failed ({text}); unsent lines are sent later", file=reports)
+            announce(f"warning: {name} failed ({text}); unsent lines are sent later")
         reported.append(error)
 
     is_alone = True
@@ -134,13 +136,13 @@ def main() -> None:
     except OSError:  # The run is running, and its process sends the lines. Or the file system has no locks.
         is_alone = False
     try:
-        follower = Follower(name, Path(folder), int(size), lambda text: print(f"{name}: {text}", file=reports))
+        follower = Follower(name, Path(folder), int(size), lambda text: announce(f"{name}: {text}"))
         if not path:
             follow(follower, report, lambda pause: bool(select.select([0], [], [], pause)[0]))
             return
         if is_alone:
             follower.catch_up()
-        follower.open().artifact(Path(path[0]))
+        follower.service.artifact(Path(path[0]))
         follower.finish()
     except Exception as error:
         report(error)

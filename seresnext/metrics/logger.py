@@ -13,13 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from seresnext.distributed import World
-from seresnext.metrics.console import Bar, Console, table_of_classes
+from seresnext.metrics.console import Console, table_of_classes
 from seresnext.metrics.jsonlines import JsonLines
 from seresnext.metrics.pictures import draw_batch
 from seresnext.metrics.sink import FIRST_BATCH, RunStart, Sink
 from seresnext.metrics.status import StatusFile
 from seresnext.metrics.tensorboard import TensorBoard
 from seresnext.metrics.tracker import Tracker
+from seresnext.progress import ProgressBar
 from seresnext.recipe import Recipe, to_values
 
 _ALWAYS = ("jsonl", "status")
@@ -45,18 +46,13 @@ class RunLogger:
     """
 
     def __init__(
-        self,
-        folder: Path | None,
-        console: Console,
-        world: World,
-        recipe: Recipe,
-        classes: Sequence[str] = (),
+        self, folder: Path | None, console: Console, world: World, recipe: Recipe, classes: Sequence[str] = ()
     ) -> None:
         self.console = console
         self._recipe, self._classes = recipe, classes
         self._hidden = ["top5"] if recipe.model.num_classes <= 5 else []
         self._hidden += ["macro_f1"] if recipe.evaluation.best_by != "macro_f1" else []
-        self._bar: Bar | None = None
+        self._bar: ProgressBar | None = None
         self._sinks: list[Sink] = []
         self._folder = folder if world.is_first else None
 
@@ -66,8 +62,7 @@ class RunLogger:
         Raises UsageError if a file of the run folder cannot be used.
         """
         if self._folder is not None:
-            values, console = to_values(self._recipe), self.console
-            start = RunStart(self._folder, step, evaluated, logged, console.warn, console.print, values)
+            start = RunStart(self._folder, step, evaluated, logged, self.console.print, to_values(self._recipe))
             self._sinks = [SINKS[name](start) for name in dict.fromkeys((*_ALWAYS, *self._recipe.logging.sinks))]
 
     def write(
@@ -84,7 +79,8 @@ class RunLogger:
         for sink in self._sinks:
             sink.write(event)
         if text is None:
-            self.console.print_event({k: v for k, v in event.items() if k not in self._hidden}, seconds_left)
+            shown = {name: value for name, value in event.items() if name not in self._hidden}
+            self.console.print_event(shown, seconds_left, self._bar)
         elif only_log:
             self.console.log(text)
         else:
@@ -92,9 +88,9 @@ class RunLogger:
         if classes := event.get("per_class"):
             self.console.print(table_of_classes(classes))
         if event["event"] == "validate" and not math.isfinite(event["loss"]):
-            self.console.warn(
-                f"the validation loss after step {event['step']} is {event['loss']} ({event['weights']} weights). The "
-                "usual causes are a learning rate that is too high (optimizer.lr), too little warm-up "
+            self.console.print(
+                f"warning: the validation loss after step {event['step']} is {event['loss']} ({event['weights']} "
+                "weights). The usual causes are a learning rate that is too high (optimizer.lr), too little warm-up "
                 "(schedule.warmup) or fp16"
             )
 
@@ -111,28 +107,21 @@ class RunLogger:
             for sink in self._sinks:
                 sink.write({"event": "picture", "step": 0, "epoch": 0.0, "file": FIRST_BATCH})
         except OSError as error:
-            self.console.warn(f"{self._folder / FIRST_BATCH} cannot be written ({error.strerror}); training continues")
+            self.console.print(
+                f"warning: {self._folder / FIRST_BATCH} cannot be written ({error.strerror}); training continues"
+            )
         return itertools.chain([first], batches)
 
     @contextmanager
     def training(self, step: int, total: int) -> Iterator[None]:
         """Show the bar of the whole run while the block runs."""
-        try:
-            with self.console.bar("train", total, step) as self._bar:
-                yield
-        finally:
-            self._bar = None
+        with self.console.bar("train", total, step) as self._bar:
+            yield
 
     def advance(self) -> None:
         """Advance the bar of the run by one step."""
         if self._bar is not None:
-            self._bar.advance()
-
-    @contextmanager
-    def validation(self, rounds: int) -> Iterator[Callable[[], None]]:
-        """Show the bar of a validation while the block runs. Yields the function that advances the bar."""
-        with self.console.bar("validate", rounds) as bar:
-            yield bar.advance
+            self._bar.update()
 
     def close(self) -> None:
         """Close the sinks. Call this after the end of the run is in `status.json`, outside of collectives."""

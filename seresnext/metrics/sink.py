@@ -20,9 +20,9 @@ _NO_CHART = {"step", "epoch", "total_steps", "num_images"}
 
 
 class Sink(Protocol):
-    """A destination of events.
+    """A destination of events, and the base of those that hold nothing open.
 
-    A sink never ends a run: the first failure is reported with `RunStart.warn`, and training continues.
+    A sink never ends a run: the first failure is reported with `RunStart.report`, and training continues.
     """
 
     def write(self, event: Event) -> None:
@@ -39,8 +39,7 @@ class RunStart:
     step: completed steps; 0 for a new run.
     evaluated: step of the last validation; 0 for none.
     logged: step of the last `train` event; 0 for none.
-    warn: prints a warning.
-    report: prints a line.
+    report: prints a line, such as a warning.
     recipe: the values of the recipe, by section.
     """
 
@@ -48,8 +47,7 @@ class RunStart:
     step: int
     evaluated: int
     logged: int
-    warn: Callable[[str], None]
-    report: Callable[[str], None] = print
+    report: Callable[[str], None]
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -1,4 +1,4 @@
-"""The speed of a run and the remaining time, measured with the monotonic clock."""
+"""The speed of a run and the remaining time, measured with the monotonic clock, and the use of the GPU."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-Clock = Callable[[], float]
+import torch
 
 
 class Speed(NamedTuple):
-    """The speed over one window of steps.
+    """The speed over one window of steps. All numbers are None in a window without a step.
 
     images_per_second: images over the whole time, including the time that steps waited for data.
     data_wait: mean time in seconds that a step waited for its batch.
     seconds_per_step: mean time in seconds of a step, including the wait.
-
-    All are None in a window without a step.
     """
 
     images_per_second: float | None
@@ -28,13 +26,14 @@ class Speed(NamedTuple):
 class SpeedMeter:
     """A meter of windows of training steps. The time inside `paused()` (validation, saving) does not count."""
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._paused = 0.0
         self._images = self._steps = 0
         self._data_wait = 0.0
         self._start = self._now()
         self._ends: dict[str, tuple[float, int, int, float]] = {}
+        self._first: tuple[int, float] | None = None  # step and time
 
     def _now(self) -> tuple[float, int, int, float]:
         """Return the time without pauses, and the sums since the start: images, steps, seconds of waiting."""
@@ -64,24 +63,24 @@ class SpeedMeter:
             return Speed(None, None)
         return Speed(images / max(seconds, 1e-9), data_wait / steps, seconds / steps)
 
+    def seconds_left(self, step: int, total: int) -> float | None:
+        """Return the seconds from `step` completed steps to `total`, at the mean pace with pauses. None at first.
 
-class EtaClock:
-    """An estimator of the time until the last step, from the mean pace of this process with validations and saves.
-
-    Measuring starts at the first update. The first step, which compiles and warms up, is therefore excluded.
-    """
-
-    def __init__(self, total_steps: int, clock: Clock = time.monotonic) -> None:
-        self._total = total_steps
-        self._clock = clock
-        self._first: tuple[int, float] | None = None
-
-    def update(self, step: int) -> float | None:
-        """Return the remaining seconds after `step` completed steps; None until a second step was seen."""
-        now = self._clock()
-        if self._first is None:
-            self._first = (step, now)
-        first_step, first_time = self._first
+        The pace counts from the first call, and so without the first step, which compiles and warms up.
+        """
+        first_step, first_time = self._first = self._first or (step, self._clock())
         if step <= first_step:
             return None
-        return (now - first_time) / (step - first_step) * (self._total - step)
+        return (self._clock() - first_time) / (step - first_step) * (total - step)
+
+
+def device_usage(device: torch.device) -> dict[str, float]:
+    """Return the peak of allocated memory in GiB since the last call, and the utilisation in percent (not on a CPU)."""
+    if device.type != "cuda":
+        return {}
+    usage = {"gpu_memory_gb": torch.cuda.max_memory_allocated(device) / 2**30}
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        return {**usage, "gpu_utilisation": torch.cuda.utilization(device)}
+    except Exception:  # The package is missing, or the driver refuses (MIG, containers).
+        return usage

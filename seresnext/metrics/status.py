@@ -17,26 +17,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seresnext.files import read_small_json, write_atomically
-from seresnext.metrics.sink import Event, RunStart
+from seresnext.metrics.sink import Event, RunStart, Sink
 
 if TYPE_CHECKING:
     from seresnext.distributed import World
 
 _NAME = "status.json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-# The fields that a change of state keeps, with the types of their values. A file from a stranger may hold other types.
-_KEPT_FIELDS: dict[str, tuple[type, ...]] = {
-    "saved_step": (int,),
-    "mirrored_step": (int,),
-    "total_steps": (int,),
-    "best": (dict,),
-    "started": (str,),
+# All fields, with the types of their values. A file from a stranger may hold other fields and types.
+_TYPES = {
+    **dict.fromkeys(("state", "reason", "host", "updated", "started"), str),
+    **dict.fromkeys(("step", "pid", "world_size", "saved_step", "mirrored_step", "total_steps"), int),
+    "best": dict,
 }
+_KEPT = ("saved_step", "mirrored_step", "total_steps", "best", "started")  # by a change of state
 # The training thread and the thread that writes checkpoints both change the file.
 _lock = threading.RLock()
 
 
-class StatusFile:
+class StatusFile(Sink):
     """The sink that keeps the step in `status.json`."""
 
     def __init__(self, start: RunStart) -> None:
@@ -47,9 +46,6 @@ class StatusFile:
         if event["event"] == "train":
             update_status(self._folder, step=event["step"])
 
-    def close(self) -> None:
-        """Do nothing: the file is open only inside `write`."""
-
 
 def write_status(folder: Path, world: World, state: str, step: int, reason: str | None) -> None:
     """Write a new state. The state `running` sets the start time to now. Other fields of `update_status` stay.
@@ -59,8 +55,8 @@ def write_status(folder: Path, world: World, state: str, step: int, reason: str 
     try:
         with _lock:
             previous = read_status(folder)
-            status = {"state": state, "step": step, "reason": reason, **_writer(), "world_size": world.size}
-            status |= {name: previous.get(name) for name in _KEPT_FIELDS}
+            status = {"state": state, "step": step, "reason": reason, "pid": os.getpid(), "host": socket.gethostname()}
+            status |= {"updated": _now(), "world_size": world.size, **{name: previous.get(name) for name in _KEPT}}
             if state == "running":
                 status["started"] = status["updated"]
             _write(folder, status)
@@ -70,7 +66,7 @@ def write_status(folder: Path, world: World, state: str, step: int, reason: str 
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Return the status; an empty dict if the file is missing or unreadable."""
+    """Return the sound fields of the status; an empty dict if the file is missing or unreadable."""
     found = read_small_json(folder / _NAME)
     if not isinstance(found, dict):
         return {}
@@ -78,55 +74,38 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def update_status(folder: Path, **fields: Any) -> None:
-    """Update the fields `step`, `saved_step`, `mirrored_step`, `total_steps` or `best` of a run, and the time.
+    """Update fields of a run, such as `step`, `saved_step` or `best`, and the time. A folder without a run stays so.
 
-    State and step stay after another rank has reported a failure. An OSError is ignored: the fields are not the
-    outcome, and other files of the run report a full disk.
+    The step stays after another rank has reported a failure. An OSError is ignored: other files of the run report a
+    full disk.
     """
     with _lock, suppress(OSError):
-        previous = read_status(folder)
-        if previous.get("state") == "running" or (previous and "step" not in fields):
-            write_atomically(folder / _NAME, _to_text({**previous, **fields, "updated": _now()}))
+        previous, has_step = read_status(folder), "step" in fields
+        if previous.get("state") == "running" or (previous and not has_step):
+            _write(folder, {**previous, **fields, "updated": _now()}, in_place=not has_step)
 
 
-def mark_refused(folder: Path, reason: str) -> None:
-    """Mark a run as failed because a restart is refused. A folder without a status stays unchanged. Raises OSError.
-
-    If the status stayed `preempted`, a job that queues itself again would loop forever.
-    """
-    previous = read_status(folder)
-    if previous:
-        _write(folder, {**previous, "state": "failed", "reason": reason, **_writer()})
-
-
-def _write(folder: Path, status: dict[str, Any]) -> None:
-    path, text = folder / _NAME, _to_text(status)
+def _write(folder: Path, status: dict[str, Any], in_place: bool = True) -> None:
+    """Write the status, on a full disk over the old one if `in_place`. Raises OSError."""
+    path, text = folder / _NAME, json.dumps(status, indent=2) + "\n"
     try:
         write_atomically(path, text)
     except OSError as error:
-        if error.errno not in _NO_SPACE or not path.is_file():
+        if not in_place or error.errno not in _NO_SPACE or not path.is_file():
             raise
-        # The disk has no space for a second file, but the old file has a block. A reader may find a partial status
-        # for a moment. That is better than an outdated status forever.
+        # The disk has no space for a second file, but the old file has a block. A reader may find a part for a moment.
+        # That is better than an outdated status forever: a job that finds `preempted` queues itself again.
         with path.open("r+") as file:
             file.write(text)
             file.truncate()
 
 
 def _is_sound(name: str, value: Any) -> bool:
-    """Return whether a field has the right type. A dict must have plain values."""
-    if isinstance(value, dict):
-        return name == "best" and all(isinstance(one, str | int | float | None) for one in value.values())
-    return not isinstance(value, list) and (value is None or isinstance(value, _KEPT_FIELDS.get(name, object)))
-
-
-def _writer() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "updated": _now()}
+    """Return whether a field is known and None or of its type. A dict must have plain values."""
+    values = value.values() if isinstance(value, dict) else ()
+    is_plain = all(isinstance(one, str | int | float | None) for one in values)
+    return name in _TYPES and is_plain and (value is None or isinstance(value, _TYPES[name]))
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _to_text(status: dict[str, Any]) -> str:
-    return json.dumps(status, indent=2) + "\n"

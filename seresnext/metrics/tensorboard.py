@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 import socket
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event as Record  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.plugins.hparams import metadata
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
 from seresnext.metrics.sink import Event, RunStart, charts, flatten
 from seresnext.recipe.show import to_yaml
@@ -38,7 +36,7 @@ class TensorBoard:
             folder.mkdir(parents=True, exist_ok=True)
             # TensorBoard reads the files of a folder in the order of the names, so the name starts with the time.
             name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
-            self._file = (folder / name).open("xb", buffering=0)
+            self._file = (folder / name).open("xb")
         except OSError as error:
             self._warn_about(error)
         self._append(Record(wall_time=time.time(), file_version="brain.Event:2"))
@@ -46,7 +44,8 @@ class TensorBoard:
             session = SessionLog(status=SessionLog.START)
             self._append(Record(wall_time=time.time(), step=start.step + 1, session_log=session))
         if start.recipe:
-            self._add(start.step, _recipe_as_text(start.recipe), _hyperparameters(start))
+            hyperparameters = hparams_pb(flatten(start.recipe), trial_id=start.folder.resolve().name).value[0]
+            self._add(start.step, _recipe_as_text(start.recipe), hyperparameters)
 
     def write(self, event: Event) -> None:
         """Write the charts of the event at the event's step, or the picture that the event names."""
@@ -54,14 +53,18 @@ class TensorBoard:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         if event["event"] == "picture":
             path = self._start.folder / event["file"]
-            values = [Summary.Value(tag=f"train/{path.stem}", image=_picture(path))]
+            with Image.open(path) as image:
+                size = {"width": image.width, "height": image.height, "colorspace": 3}
+            image = Summary.Image(encoded_image_string=path.read_bytes(), **size)
+            values = [Summary.Value(tag=f"train/{path.stem}", image=image)]
         if values:
             self._add(event["step"], *values)
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of a full disk, which a warning has reported
+                self._file.close()
             self._file = None
 
     def _add(self, step: int, *values: Any) -> None:
@@ -73,30 +76,16 @@ class TensorBoard:
         # Imported late: the import takes 0.25 s, and only rank 0 writes.
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        framed = io.BytesIO()
-        RecordWriter(framed).write(record.SerializeToString())
-        rest = framed.getvalue()
         try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
+            RecordWriter(self._file).write(record.SerializeToString())
+            self._file.flush()
         except OSError as error:
             self.close()
             self._warn_about(error)
 
     def _warn_about(self, error: OSError) -> None:
-        self._start.warn(
-            f"TensorBoard files in {self._folder} cannot be written ({error.strerror}); training continues without them"
-        )
-
-
-def _hyperparameters(start: RunStart) -> Any:
-    """Return the keys of a recipe as the hyperparameters of a trial with the name of the run."""
-    content = HParamsPluginData()
-    content.session_start_info.group_name = start.folder.resolve().name
-    for key, value in flatten(start.recipe).items():
-        kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
-        setattr(content.session_start_info.hparams[key], kind, value)
-    return Summary.Value(tag=metadata.SESSION_START_INFO_TAG, metadata=metadata.create_summary_metadata(content))
+        reason = f"cannot be written ({error.strerror}); training continues without them"
+        self._start.report(f"warning: TensorBoard files in {self._folder} {reason}")
 
 
 def _recipe_as_text(recipe: Mapping[str, Any]) -> Any:
@@ -104,9 +93,3 @@ def _recipe_as_text(recipe: Mapping[str, Any]) -> Any:
 
     code = "".join(f"    {line}\n" for line in to_yaml(dict(recipe)).splitlines())  # Four spaces are code in Markdown.
     return summary.text("recipe", code).value[0]
-
-
-def _picture(path: Path) -> Any:
-    with Image.open(path) as image:
-        size = {"width": image.width, "height": image.height, "colorspace": 3}
-    return Summary.Image(encoded_image_string=path.read_bytes(), **size)

@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from seresnext.metrics.follow import SERVICES
+from seresnext.metrics.services import SERVICES
 from seresnext.metrics.sink import Event, RunStart
 from seresnext.metrics.status import read_status
 from seresnext.process.packages import require_extra

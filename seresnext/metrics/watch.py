@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from seresnext.distributed import RankTimer, RankTimes, World
 from seresnext.metrics.logger import RunLogger
@@ -22,15 +23,8 @@ _FEWEST_STEPS = 5  # of an interval whose speed is compared
 _SLOW = 0.1  # share by which the slowest rank has to be slower than the other ranks, to be printed
 
 
-class Usual(NamedTuple):
-    """The usual value of a window of numbers, which is the median, and the limit above which a number is a spike."""
-
-    value: float
-    limit: float
-
-
-def usual(window: Sequence[float], ratio: float) -> Usual:
-    """Return the usual value and the limit of a window.
+def usual(window: Sequence[float], ratio: float) -> tuple[float, float]:
+    """Return the usual value of a window, which is the median, and the limit above which a number is a spike.
 
     A spike is above `ratio` times the median, outside of the noise, and a new high. The noise is six times 1.4826 MAD,
     the median absolute deviation as an estimate of the standard deviation (Rousseeuw and Croux 1993). The new high
@@ -38,35 +32,25 @@ def usual(window: Sequence[float], ratio: float) -> Usual:
     """
     middle = median(window)
     spread = 1.4826 * median(abs(value - middle) for value in window)
-    return Usual(middle, max(ratio * middle, middle + _SPREADS * spread, _NEW_HIGH * max(window)))
+    return middle, max(ratio * middle, middle + _SPREADS * spread, _NEW_HIGH * max(window))
 
 
-class SlowestRank(NamedTuple):
-    """The slowest rank of an interval, and the part of the work in which the rank is behind the other ranks.
+def find_slowest(ranks: Sequence[RankTimes]) -> dict[str, Any]:
+    """Return the fields of a `slowest_rank` event: the longest time for data and computing, of at least two ranks.
 
-    seconds, others: mean seconds a step for this part, of the rank and as the median of the other ranks. slower: the
-    share by which data and computing take longer than on the other ranks.
+    part: in which the rank is behind the other ranks. seconds, others: mean seconds a step for this part, of the rank
+    and as the median of the other ranks. slower: the share by which both parts take longer than on the other ranks.
     """
-
-    rank: int
-    host: str
-    part: str
-    seconds: float
-    others: float
-    slower: float
-
-
-def find_slowest(ranks: Sequence[RankTimes]) -> SlowestRank:
-    """Return the rank with the longest time for data and computing, of at least two ranks."""
     rank = max(range(len(ranks)), key=lambda rank: ranks[rank].data + ranks[rank].computing)
-    own, others = ranks[rank], [times for number, times in enumerate(ranks) if number != rank]
-    data, computing = (median(getattr(times, part) for times in others) for part in ("data", "computing"))
-    slower = (own.data + own.computing) / max(data + computing, 1e-9) - 1
-    if own.data - data > own.computing - computing:
-        return SlowestRank(rank, own.host, "data", own.data, data, slower)
-    return SlowestRank(rank, own.host, "computing", own.computing, computing, slower)
+    own, others = ranks[rank], [*ranks[:rank], *ranks[rank + 1 :]]
+    medians = {part: median(getattr(times, part) for times in others) for part in ("computing", "data")}
+    part = max(medians, key=lambda part: getattr(own, part) - medians[part])
+    slower = (own.data + own.computing) / max(sum(medians.values()), 1e-9) - 1
+    seconds = {"seconds": getattr(own, part), "others": medians[part], "slower": slower}
+    return {"rank": rank, "host": own.host, "part": part, **seconds}
 
 
+@dataclass(eq=False)
 class Watch:
     """An observer of the steps and intervals of a run, which logs anomalies and the slowest rank.
 
@@ -74,17 +58,14 @@ class Watch:
     has one anomaly of a kind at most. The windows start empty in each process.
     """
 
-    def __init__(
-        self,
-        logger: RunLogger,
-        world: World,
-        timer: RankTimer | None,
-        names: Callable[[int, int], list[str]],
-        steps_per_epoch: int,
-        global_size: int,
-    ) -> None:
-        self._logger, self._world, self._timer, self._names = logger, world, timer, names
-        self._steps_per_epoch, self._global_size = steps_per_epoch, global_size
+    logger: RunLogger
+    world: World
+    timer: RankTimer | None
+    names: Callable[[int, int], list[str]]
+    steps_per_epoch: int
+    global_size: int
+
+    def __post_init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=_STEPS)
         self._grad_norms: deque[float] = deque(maxlen=_STEPS)
         self._speeds: deque[float] = deque(maxlen=_INTERVALS[1])
@@ -101,14 +82,15 @@ class Watch:
         """
         loss = sum(losses) / len(losses)
         if len(self._losses) == _STEPS:
-            expected, gradient = usual(self._losses, _LOSS_RATIO), usual(self._grad_norms, _GRADIENT_RATIO)
-            if loss > expected.limit:
-                high = [replica for replica, one in enumerate(losses) if one > expected.limit]
-                text = f"the loss of step {step + 1} is {loss:.4g}, usual is {expected.value:.4g}"
-                self._report("loss_spike", step + 1, loss, expected.value, text, high)
-            if grad_norm > gradient.limit:
-                text = f"the gradient norm of step {step + 1} is {grad_norm:.4g}, usual is {gradient.value:.4g}"
-                self._report("gradient_jump", step + 1, grad_norm, gradient.value, text, range(len(losses)))
+            expected, limit = usual(self._losses, _LOSS_RATIO)
+            if loss > limit:
+                high = [replica for replica, one in enumerate(losses) if one > limit]
+                text = f"the loss of step {step + 1} is {loss:.4g}, usual is {expected:.4g}"
+                self._report("loss_spike", step + 1, loss, expected, text, high)
+            expected, limit = usual(self._grad_norms, _GRADIENT_RATIO)
+            if grad_norm > limit:
+                text = f"the gradient norm of step {step + 1} is {grad_norm:.4g}, usual is {expected:.4g}"
+                self._report("gradient_jump", step + 1, grad_norm, expected, text, range(len(losses)))
         self._losses.append(loss)
         self._grad_norms.append(grad_norm)
 
@@ -133,7 +115,7 @@ class Watch:
                 text = f"{images_per_second:.1f} images/s up to step {step}, usual are {expected:.1f}"
                 self._report("throughput_drop", step, images_per_second, expected, text)
         self._speeds.append(images_per_second)
-        share = data_wait * images_per_second / self._global_size
+        share = data_wait * images_per_second / self.global_size
         if share > _STARVED and not self._is_starved:
             text = f"up to step {step}, {share:.0%} of the time is a wait for images ({data_wait:.3f} s a step)"
             self._report("data_starvation", step, share, _STARVED, text)
@@ -141,17 +123,17 @@ class Watch:
 
     def _log_slowest(self, step: int, speed: Speed) -> float:
         """Log the slowest rank, if there are several. Return the longest wait for images, in seconds a step."""
-        if self._timer is None:
+        if self.timer is None:
             return speed.data_wait or 0.0
-        ranks = [RankTimes(*times) for times in self._world.gather(tuple(self._timer.read()))]
+        ranks = [RankTimes(*times) for times in self.world.gather(tuple(self.timer.read()))]
         slowest = find_slowest(ranks)
-        work = "waits for images" if slowest.part == "data" else "computes"
+        work = "waits for images" if slowest["part"] == "data" else "computes"
         text = (
-            f"slowest rank up to step {step}: rank {slowest.rank} on {slowest.host} {work} {slowest.seconds:.3f} s a "
-            f"step, the other ranks {slowest.others:.3f} s"
+            f"slowest rank up to step {step}: rank {slowest['rank']} on {slowest['host']} {work} "
+            f"{slowest['seconds']:.3f} s a step, the other ranks {slowest['others']:.3f} s"
         )
-        event = {"event": "slowest_rank", **self._place(step), **slowest._asdict()}
-        self._logger.write(event, text=text, only_log=slowest.slower < _SLOW)
+        event = {"event": "slowest_rank", "step": step, "epoch": step / self.steps_per_epoch, **slowest}
+        self.logger.write(event, text=text, only_log=slowest["slower"] < _SLOW)
         return max(times.data for times in ranks)
 
     def _report(
@@ -160,11 +142,9 @@ class Watch:
         if kind in self._logged:
             return
         self._logged.add(kind)
-        event = {"event": "anomaly", "kind": kind, **self._place(step), "value": value, "usual": expected}
+        place = {"step": step, "epoch": step / self.steps_per_epoch}
+        event: dict[str, Any] = {"event": "anomaly", "kind": kind, **place, "value": value, "usual": expected}
         if replicas:
-            event["samples"] = [name for replica in replicas for name in self._names(step - 1, replica)]
+            event["samples"] = [name for replica in replicas for name in self.names(step - 1, replica)]
             text += "; metrics.jsonl names the images"
-        self._logger.write(event, text=f"warning: {kind.replace('_', ' ')}: {text}")
-
-    def _place(self, step: int) -> dict[str, Any]:
-        return {"step": step, "epoch": step / self._steps_per_epoch}
+        self.logger.write(event, text=f"warning: {kind.replace('_', ' ')}: {text}")

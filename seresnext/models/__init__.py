@@ -1,11 +1,10 @@
 """SE-ResNeXt: the networks, the table of models, and published weights."""
 
-from seresnext.models.locate import PUBLISHED, find_published, find_weights, first_weights
+from seresnext.models.locate import PUBLISHED, find_weights, first_weights
 from seresnext.models.preprocessing import Preprocessing, published_preprocessing
 from seresnext.models.pretrained import (
     LoadedWeights,
     build_pretrained,
-    identify_model,
     load_pretrained,
     load_weights,
     open_weights,
@@ -23,10 +22,8 @@ __all__ = [
     "build_pretrained",
     "canonical_name",
     "create_model",
-    "find_published",
     "find_weights",
     "first_weights",
-    "identify_model",
     "load_pretrained",
     "load_weights",
     "open_weights",

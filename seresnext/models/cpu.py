@@ -57,7 +57,7 @@ def train_bottleneck(block: Any, x: Tensor, drop_path_mask: Tensor | None) -> Te
     x = F.relu(block.bn1(_pointwise(x, block.conv1)), inplace=True)
     x = F.relu(block.bn2(_grouped(x, block.conv2)), inplace=True)
     x = _pointwise(x, block.conv3)
-    return fused_bn_se_add_relu(x, shortcut, block.bn3, block.se_module.fc1, block.se_module.fc2, drop_path_mask)
+    return block_end(x, shortcut, block.bn3, block.se_module, drop_path_mask)
 
 
 # Convolutions
@@ -128,14 +128,12 @@ def _merge_pairs(weight: Tensor) -> Tensor:
 # The end of the block
 
 
-def fused_bn_se_add_relu(
-    x: Tensor, shortcut: Tensor, norm: nn.BatchNorm2d, fc1: nn.Conv2d, fc2: nn.Conv2d, drop_path_mask: Tensor | None
-) -> Tensor:
-    """Return relu(shortcut + drop_path_mask * SE(norm(x))) for maps N C H W in channels_last; `norm` trains.
+def block_end(x: Tensor, shortcut: Tensor, norm: nn.BatchNorm2d, se: Any, drop_path_mask: Tensor | None) -> Tensor:
+    """Return relu(shortcut + drop_path_mask * se(norm(x))) for maps N C H W in channels_last, a mask N 1 1 1.
 
-    `fc1` and `fc2` are the layers of squeeze-and-excitation. `drop_path_mask` is N 1 1 1. `norm` is updated.
+    `norm` trains and is updated.
     """
-    parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    parameters = (norm.weight, norm.bias, se.fc1.weight, se.fc1.bias, se.fc2.weight, se.fc2.bias)
     return _BlockEnd.apply(x, shortcut, *parameters, drop_path_mask, norm)  # pyright: ignore[reportReturnType]
 
 

@@ -11,7 +11,8 @@ from copy import deepcopy
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from seresnext.models.preprocessing import Preprocessing, published_preprocessing
 from seresnext.models.registry import MODELS, create_model
@@ -57,46 +58,29 @@ def count_multiply_adds(model: nn.Module, in_channels: int = 3, image_size: int 
     This is the convention of the ResNet and SENet papers, which say FLOPs: without BatchNorm, activations and pooling.
     The model runs in evaluation mode on its device. On `torch.device("meta")` the run costs nothing.
     """
-    total = 0
-
-    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        # Each number of the output is a dot product with the weights of one channel.
-        nonlocal total
-        assert isinstance(module, nn.Conv2d | nn.Linear)
-        total += output.numel() * module.weight[0].numel()
-
-    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    was_training = model.training
-    device = next(model.parameters()).device
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, in_channels, image_size, image_size, device=device))
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return total
+    was_training, device = model.training, next(model.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, in_channels, image_size, image_size, device=device))
+    model.train(was_training)
+    return counter.get_total_flops() // 2
 
 
 def print_models() -> None:
     """Print a line for each model: its size, then the figures of the published weights."""
     print(
-        f"{'model':<25} {'parameters':>10} {'multiply-adds':>13} {'bytes of weights':>16} {'top-1':>6} {'top-5':>6}"
-        "  published weights (bytes)"
+        f"{'model':<25} {'parameters':>10} {'multiply-adds':>13} {'top-1':>6} {'top-5':>6}  published weights (bytes)"
     )
     for name, row in MODELS.items():
         with torch.device("meta"):
-            num_bytes = sum(tensor.nbytes for tensor in create_model(name).state_dict().values())
+            model = create_model(name)
         print(
-            f"{name:<25} {row.params:>10,} {row.multiply_adds / 1e9:>11.2f} G "
-            f"{num_bytes:>16,} {row.top1:>6.2f} {row.top5:>6.2f}  {row.weights_file}"
+            f"{name:<25} {_parameters(model):>10,} {count_multiply_adds(model) / 1e9:>11.2f} G "
+            f"{row.top1:>6.2f} {row.top5:>6.2f}  {row.weights_file}"
             + (f" ({row.weights_bytes:,})" if row.weights_bytes else "")
         )
     print(
-        "\nMultiply-adds: convolutions and linear layers, one image of 224x224. Bytes of weights: float32, with the\n"
-        "statistics of BatchNorm. Accuracies: as published, percent of ImageNet's validation set, one centre crop of\n"
-        "224x224, and of 288x288 for seresnext50_32x4d."
+        "\nMultiply-adds: convolutions and linear layers, one image of 224x224. Accuracies: as published, percent of\n"
+        "ImageNet's validation set, one centre crop of 224x224, and of 288x288 for seresnext50_32x4d."
     )
 
 
@@ -114,7 +98,7 @@ def describe_model(name: str, model: SENet, how: Preprocessing, training: Mappin
     found = {
         **training,
         "Multiply-Adds": count_multiply_adds(model, model.in_channels, how.image_size),
-        "Parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "Parameters": _parameters(model),
         "Architecture": list(_LAYERS),
         "Tasks": ["Image Classification"],
         "ID": name,
@@ -124,6 +108,10 @@ def describe_model(name: str, model: SENet, how: Preprocessing, training: Mappin
         "Interpolation": how.interpolation,
     }
     return {key: found[key] for key in _KEYS if found.get(key) is not None}
+
+
+def _parameters(model: SENet) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _published(name: str, flops: int, line: int) -> dict[str, object]:
@@ -137,6 +125,6 @@ def _published(name: str, flops: int, line: int) -> dict[str, object]:
         "In Collection": _COLLECTION["Name"],
         "Metadata": describe_model(name, model, published_preprocessing(name), training),
         "Code": f"{_TIMM}/timm/models/senet.py#L{line}",
-        "Weights": row.weights_url,
+        "Weights": row.weights_urls[-1],
         "Results": [{"Task": "Image Classification", "Dataset": "ImageNet", "Metrics": metrics}],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -32,7 +33,7 @@ def find_weights(given: str | Path) -> Path:
     The path is a file, a run folder (the checkpoint `best`, or else `last`), or a folder with timm's `config.json`.
     The name of a model, such as `seresnext50`, is the published file if there is no such path (see `find_published`).
     `hf-hub:ORG/NAME` is downloaded. `~` is expanded. Raise CheckpointError for an address, for a folder without
-    weights, and for a published file that does not exist.
+    weights, and for a model without a published file.
     """
     if str(given).startswith(HUB_PREFIX):
         return find_weights(download(str(given).removeprefix(HUB_PREFIX)))
@@ -41,24 +42,10 @@ def find_weights(given: str | Path) -> Path:
             f"{address} is an address, not a file on this machine; download the file, and give the path"
         )
     path = expand_home(given)
-    try:
-        if path.is_dir():
-            return _checkpoint_in(path)
-        is_there = path.exists()
-    except (OSError, ValueError):  # A name that is too long or has a NUL character; opening the file reports the error.
-        return path
-    if is_there:
-        return path
-    if str(given) in MODELS or str(given) in SHORT_NAMES:
-        return find_published(str(given))
-    for name, row in MODELS.items():
-        for url in row.weights_urls:
-            if url.endswith(f"/{path.name}"):
-                raise CheckpointError(
-                    f"{shown_path(path)} does not exist; download the file from {url}, or give the name {name}, which "
-                    "downloads the file"
-                )
-    return path
+    if os.path.isdir(path):  # noqa: PTH112 (raises nothing)
+        return _checkpoint_in(path)
+    is_name = str(given) in MODELS or str(given) in SHORT_NAMES
+    return find_published(str(given)) if is_name and not path.exists() else path
 
 
 def first_weights(section: ModelSection) -> Path:

@@ -7,7 +7,7 @@ exceptions.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, select
 from seresnext.errors import CheckpointError, UsageError
-from seresnext.models.locate import find_weights, first_weights
+from seresnext.models.locate import find_weights
 from seresnext.models.preprocessing import Preprocessing, published_preprocessing
 from seresnext.models.registry import MODELS, canonical_name, create_model
 from seresnext.models.senet import SENet
 from seresnext.models.timm_config import CONFIG, TimmConfig, preprocessing_of_arguments, read_config
 from seresnext.models.timm_names import from_timm_names, has_timm_names
 from seresnext.printable import listed, printable, shown_path
-from seresnext.recipe.schema import ModelSection, Recipe
+from seresnext.recipe.schema import Recipe
 from seresnext.weights import read_weights
 from seresnext.weights.names import model_tensors
 
@@ -150,46 +150,26 @@ def open_weights(path: str | Path, weights: str | None = None) -> LoadedWeights:
     return LoadedWeights(source, found, chosen, recipe, metadata)
 
 
-def build_pretrained(
-    loaded: LoadedWeights, num_classes: int | None = None, in_channels: int | None = None, drop_rate: float = 0.0
-) -> SENet:
+def build_pretrained(loaded: LoadedWeights, num_classes: int | None = None, drop_rate: float = 0.0) -> SENet:
     """Return a model with the loaded weights, in evaluation mode. The options are as in `load_pretrained`."""
-    name, file_classes, file_channels = loaded.identify()
+    name, file_classes, in_channels = loaded.identify()
     if num_classes is None:
         num_classes = file_classes
-    model = create_model(name, num_classes, file_channels if in_channels is None else in_channels, drop_rate)
+    model = create_model(name, num_classes, in_channels, drop_rate)
     loaded.load_into(model, reset_head=num_classes != file_classes)
     return model.eval()
 
 
 def load_pretrained(
-    path: str | Path, num_classes: int | None = None, in_channels: int | None = None, drop_rate: float = 0.0
+    path: str | Path, num_classes: int | None = None, drop_rate: float = 0.0
 ) -> tuple[SENet, Preprocessing]:
     """Return the trained model in a file (see `open_weights`), in evaluation mode, and the preprocessing of its images.
 
-    The tensors give the model, the classes and the channels. Another `num_classes` or `in_channels` gives a model to
-    fine-tune: the classifier is untrained, and the stem is adapted as in `load_weights`. Raise CheckpointError.
+    The tensors give the model, the classes and the channels. Another `num_classes` gives a model to fine-tune, whose
+    classifier is untrained. Raise CheckpointError.
     """
     loaded = open_weights(path)
-    return build_pretrained(loaded, num_classes, in_channels, drop_rate), loaded.preprocessing
-
-
-def load_first_weights(model: SENet, section: ModelSection, has_other_labels: Callable[[], bool]) -> list[str]:
-    """Load the file `model.weights` of a recipe, if there is one. Return notes for the user.
-
-    `has_other_labels()` returns whether the labels of the data differ from the labels of a file without class names.
-    Raise CheckpointError if the file is refused or does not fit.
-    """
-    if section.weights is None:
-        return []
-    loaded = open_weights(first_weights(section))
-    notes = loaded.load_into(model, section.reset_head)
-    if loaded.classes is None and not section.reset_head and has_other_labels():
-        notes.append(
-            f"warning: the classifier of {loaded.source} is kept, but the class folders of the data are labelled in "
-            "text order; rename the folders to numbers of one width (007), or set model.reset_head=true"
-        )
-    return notes
+    return build_pretrained(loaded, num_classes, drop_rate), loaded.preprocessing
 
 
 def identify_model(tensors: Mapping[str, Tensor], recorded_name: str | None = None) -> ModelSizes:
@@ -216,11 +196,7 @@ def identify_model(tensors: Mapping[str, Tensor], recorded_name: str | None = No
 
 
 def load_weights(
-    model: SENet,
-    tensors: Mapping[str, Tensor],
-    source: str,
-    reset_head: bool = False,
-    recorded_name: str | None = None,
+    model: SENet, tensors: Mapping[str, Tensor], source: str, reset_head: bool = False, recorded_name: str | None = None
 ) -> list[str]:
     """Copy all tensors into the model, or none. Return notes for the user, one sentence each.
 
@@ -228,13 +204,10 @@ def load_weights(
     if there are any. `recorded_name` is the model in the recipe (see `identify_model`). `source` is for messages.
 
     Every tensor must be there and no other, with the right shape and kind, finite, and variances not negative. The stem
-    of file and model must pool in the same way. One CheckpointError lists all problems. Three things are allowed:
+    of file and model must pool in the same way. One CheckpointError lists all problems. Two things are allowed:
 
     - `num_batches_tracked` may be missing, and is then 0: the files of 50 and 101 are older than this tensor.
     - With `reset_head` the classifier of the file, if any, is ignored, and the model keeps its own.
-    - The stem of a file for RGB is adapted to a model with other channels. For one channel the filters are summed: a
-      grey image gives exactly the output that it gives as RGB. For `n` channels the three filters are repeated in turn
-      and scaled by 3/n to keep the size of the output, as a starting point. timm's `adapt_input_conv` does the same.
     """
     given, stem_pool = _our_names(tensors, source, recorded_name)
     wanted = model.state_dict()
@@ -247,24 +220,20 @@ def load_weights(
         )
         given = {name: tensor for name, tensor in given.items() if name not in HEAD}
         wanted = {name: tensor for name, tensor in wanted.items() if name not in HEAD}
-    if STEM in given and given[STEM].shape == (64, 3, 7, 7) and model.in_channels != 3:
-        given[STEM] = _for_channels(given[STEM], model.in_channels)
-        how = "summed" if model.in_channels == 1 else "repeated in turn"
-        notes.append(
-            f"{source} is for RGB and the model for {model.in_channels} channels: the filters of the stem are {how}"
-        )
     counters = {name: torch.zeros_like(wanted[name]) for name in wanted if name.endswith("num_batches_tracked")}
     given = counters | given
-    problems = _problems(given, wanted)
-    if _EXCITATION in given and stem_pool != model.stem_pool:
-        problems.insert(0, [f"another stem: its pooling is {stem_pool}, in the model {model.stem_pool}"])
-    if problems:
-        advice = _advice(model, tensors, reset_head, recorded_name)
-        # The first line has the fix, so a few tensors are enough to show the fault.
-        kinds = [[line for kind in problems for line in kind]] if advice else problems
-        lines = [line for kind in kinds for line in listed(kind, _MOST_LISTED)]
-        heading = f"{source} does not fit the model: {'; '.join(advice)}"
-        raise CheckpointError("\n  ".join([heading.rstrip(), *lines]))
+    is_other_stem = _EXCITATION in given and stem_pool != model.stem_pool
+    reasons = {name: _unfit(name, given[name], target) for name, target in wanted.items() if name in given}
+    problems = [
+        [f"another stem: its pooling is {stem_pool}, in the model {model.stem_pool}"] * is_other_stem,
+        [f"missing: {name}" for name in wanted if name not in given],
+        [f"unexpected: {printable(name)}" for name in given if name not in wanted],
+        [f"{name} {reason}" for name, reason in reasons.items() if reason],
+    ]
+    if any(problems):
+        advice = _advice(model, tensors, reset_head, recorded_name) or ["use a file of weights of this model"]
+        lines = [line for kind in problems for line in listed(kind, _MOST_LISTED)]
+        raise CheckpointError("\n  ".join([f"{source} does not fit the model: {'; '.join(advice)}", *lines]))
     model.load_state_dict({**model.state_dict(), **given})
     return notes
 
@@ -282,15 +251,6 @@ def _our_names(tensors: Mapping[str, Tensor], source: str, recorded_name: str | 
     return found, MODELS[canonical_name(recorded_name)].stem_pool if recorded_name else "ceil"
 
 
-def _problems(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[list[str]]:
-    """Return the problems of the given tensors, one list for each kind of problem."""
-    missing = [f"missing: {name}" for name in wanted if name not in given]
-    unexpected = [f"unexpected: {printable(name)}" for name in given if name not in wanted]
-    reasons = {name: _unfit(name, given[name], target) for name, target in wanted.items() if name in given}
-    unfit = [f"{name} {reason}" for name, reason in reasons.items() if reason]
-    return [kind for kind in (missing, unexpected, unfit) if kind]
-
-
 def _unfit(name: str, tensor: Tensor, target: Tensor) -> str | None:
     if tensor.shape != target.shape:
         return f"has the shape {tuple(tensor.shape)}, in the model {tuple(target.shape)}"
@@ -304,12 +264,7 @@ def _unfit(name: str, tensor: Tensor, target: Tensor) -> str | None:
 
 
 def _advice(model: SENet, tensors: Mapping[str, Tensor], reset_head: bool, recorded_name: str | None) -> list[str]:
-    """Return fixes, if the file is of another model, has other classes, or has no BatchNorm."""
-    if "layer0.conv1.bias" in tensors:  # The convolutions of the networks have no bias.
-        return [
-            "BatchNorm is folded into the convolutions, and only seresnext.models.folding.build_folded reads the file; "
-            "give an export of the kind `weights`"
-        ]
+    """Return fixes, if the file is of another model or has other classes."""
     try:
         name, num_classes, _ = identify_model(tensors, recorded_name)
     except CheckpointError:
@@ -324,10 +279,3 @@ def _advice(model: SENet, tensors: Mapping[str, Tensor], reset_head: bool, recor
             f"all but the classifier, for fine-tuning, or model.num_classes={num_classes}"
         )
     return advice
-
-
-def _for_channels(filters: Tensor, in_channels: int) -> Tensor:
-    """Return filters 64 3 7 7 for red, green and blue as filters 64 in_channels 7 7."""
-    if in_channels == 1:
-        return filters.sum(1, keepdim=True)
-    return filters[:, [channel % 3 for channel in range(in_channels)]] * (3 / in_channels)

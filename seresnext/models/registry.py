@@ -16,41 +16,31 @@ from seresnext.recipe.schema import ModelSection
 class Architecture:
     """A network and the weights that were published for it.
 
-    `params` counts trainable numbers. `multiply_adds` counts the multiply-adds of convolutions and linear layers for
-    one image of 224x224. Both are for 1000 classes. `top1` and `top5` are percent of ImageNet's validation set, for one
-    centre crop after the preprocessing by `image_size`, `crop_pct` and `interpolation`. `weights_url` is the address of
-    the file that was measured, and `weights_bytes` the size, None if unknown. `timm_url` is the address of timm's copy,
-    which has another name and other bytes.
+    `top1` and `top5` are percent of ImageNet's validation set, for one centre crop after the preprocessing by
+    `image_size`, `crop_pct` and `interpolation`. The first of `weights_urls` is the address that answers today. The
+    last is the address of the file that was measured, and `weights_bytes` the size of this file, None if unknown.
     """
 
     blocks: tuple[int, int, int, int]
     stem_pool: StemPool
-    params: int
-    multiply_adds: int
     top1: float
     top5: float
-    weights_url: str
+    weights_urls: tuple[str, ...]
     weights_bytes: int | None = None
-    timm_url: str | None = None
     image_size: int = 224
     crop_pct: float = 0.875
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 
     @property
     def weights_file(self) -> str:
-        """Return the name of the published file."""
-        return self.weights_url.rpartition("/")[2]
-
-    @property
-    def weights_urls(self) -> list[str]:
-        """Return the addresses of the published files. The first one answers today."""
-        return [*filter(None, [self.timm_url]), self.weights_url]
+        """Return the name of the file that was measured."""
+        return self.weights_urls[-1].rpartition("/")[2]
 
 
 # Sources of the `legacy_` weights: Hu et al. trained 50 and 101 in Caffe. Cadene's pretrained-models.pytorch converted
-# and measured them; that server is reported dead, and timm's senet.py has the addresses of copies. timm trained and
-# measured 26. The accuracies of the other two are in timm's results/results-imagenet.csv under
-# `seresnext50_32x4d.racm_in1k` and `seresnext101_32x4d.gluon_in1k`.
+# and measured them; that server is reported dead. timm's senet.py has the addresses of copies, which have other names
+# and other bytes. timm trained and measured 26. The accuracies of the other two are in timm's
+# results/results-imagenet.csv under `seresnext50_32x4d.racm_in1k` and `seresnext101_32x4d.gluon_in1k`.
 _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights"
 _GLUON = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1"
 _CADENE = "http://data.lip6.fr/cadene/pretrainedmodels"
@@ -58,56 +48,47 @@ MODELS = {
     "legacy_seresnext26_32x4d": Architecture(
         blocks=(2, 2, 2, 2),
         stem_pool="ceil",
-        params=16_790_280,
-        multiply_adds=2_472_099_840,
         top1=77.11,
         top5=93.31,
-        weights_url=f"{_TIMM}/seresnext26_32x4d-65ebdb501.pth",
+        weights_urls=(f"{_TIMM}/seresnext26_32x4d-65ebdb501.pth",),
         weights_bytes=67_346_327,
     ),
     "legacy_seresnext50_32x4d": Architecture(
         blocks=(3, 4, 6, 3),
         stem_pool="ceil",
-        params=27_559_896,
-        multiply_adds=4_232_994_816,
         top1=79.08,
         top5=94.43,
-        weights_url=f"{_CADENE}/se_resnext50_32x4d-a260b3a4.pth",
+        weights_urls=(f"{_TIMM}/legacy_se_resnext50_32x4d-f3651bad.pth", f"{_CADENE}/se_resnext50_32x4d-a260b3a4.pth"),
         weights_bytes=110_559_176,
-        timm_url=f"{_TIMM}/legacy_se_resnext50_32x4d-f3651bad.pth",
         interpolation="bilinear",
     ),
     "legacy_seresnext101_32x4d": Architecture(
         blocks=(3, 4, 23, 3),
         stem_pool="ceil",
-        params=48_955_416,
-        multiply_adds=7_974_739_968,
         top1=80.23,
         top5=95.02,
-        weights_url=f"{_CADENE}/se_resnext101_32x4d-3b2fe3d8.pth",
+        weights_urls=(
+            f"{_TIMM}/legacy_se_resnext101_32x4d-37725eac.pth",
+            f"{_CADENE}/se_resnext101_32x4d-3b2fe3d8.pth",
+        ),
         weights_bytes=196_466_866,
-        timm_url=f"{_TIMM}/legacy_se_resnext101_32x4d-37725eac.pth",
         interpolation="bilinear",
     ),
     "seresnext50_32x4d": Architecture(
         blocks=(3, 4, 6, 3),
         stem_pool="padded",
-        params=27_559_896,
-        multiply_adds=4_232_994_816,
         top1=82.196,
         top5=96.148,
-        weights_url=f"{_TIMM}/seresnext50_32x4d_racm-a304a460.pth",
+        weights_urls=(f"{_TIMM}/seresnext50_32x4d_racm-a304a460.pth",),
         image_size=288,
         crop_pct=0.95,
     ),
     "seresnext101_32x4d": Architecture(
         blocks=(3, 4, 23, 3),
         stem_pool="padded",
-        params=48_955_416,
-        multiply_adds=7_974_739_968,
         top1=80.892,
         top5=95.296,
-        weights_url=f"{_GLUON}/gluon_seresnext101_32x4d-cf52900d.pth",
+        weights_urls=(f"{_GLUON}/gluon_seresnext101_32x4d-cf52900d.pth",),
     ),
 }
 
@@ -151,11 +132,5 @@ def create_model(
 
 def build_model(section: ModelSection) -> SENet:
     """Return the untrained model of a recipe. torch's default generator draws the weights."""
-    return create_model(
-        section.name,
-        num_classes=section.num_classes,
-        in_channels=section.in_channels,
-        drop_rate=section.drop_rate,
-        zero_init_last=section.zero_init_last,
-        drop_path_rate=section.drop_path_rate,
-    )
+    options = ("num_classes", "in_channels", "drop_rate", "zero_init_last", "drop_path_rate")
+    return create_model(section.name, **{option: getattr(section, option) for option in options})

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from seresnext.errors import CheckpointError
 from seresnext.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, published_preprocessing
@@ -79,26 +79,6 @@ class TimmConfig(BaseModel, frozen=True):
         """Return the steps from an image to the input of a network. Raise CheckpointError."""
         found = self.pretrained_cfg.preprocessing(in_channels, source)
         return replace(found, exif_rotation=bool(self.exif_rotation), background=self.background)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_old_form(cls, values: Any) -> Any:
-        """Accept the old form, without a level of its own for the preprocessing, and names that are in that level."""
-        if not isinstance(values, dict):
-            return values
-        inner = values.get("pretrained_cfg", values)
-        names = {key: inner[key] for key in ("num_classes", "label_names") if isinstance(inner, dict) and key in inner}
-        return {"label_names": values.get("labels"), **names, **values, "pretrained_cfg": inner}
-
-    @field_validator("label_names", mode="before")
-    @classmethod
-    def _in_order(cls, names: Any) -> Any:
-        """Return names by number as a list."""
-        if not isinstance(names, dict):
-            return names
-        if names.keys() != {str(number) for number in range(len(names))}:
-            raise ValueError("the numbers of the classes have gaps")
-        return [names[str(number)] for number in range(len(names))]
 
     @model_validator(mode="after")
     def _agree(self) -> TimmConfig:

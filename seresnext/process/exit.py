@@ -6,11 +6,13 @@ import atexit
 import io
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from seresnext.errors import Failure
@@ -106,16 +108,36 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 def exit_code_of(main: Callable[[], None], interrupted: str = "interrupted") -> int:
     """Run a program of one process and return the exit code: 0, the code of a failure, or 130 after Ctrl-C.
 
-    Print the message of a failure. After Ctrl-C, print `interrupted`.
+    Print the message of a failure. After Ctrl-C, print `interrupted`. If standard output cannot be written (a full
+    disk), print one line and return 120.
     """
+    interrupts: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, remember)
     try:
         main()
+        sys.stdout.flush()
     except SystemExit as end:  # From argparse.
         return int(end.code or 0)
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return INTERRUPTED
     except Failure as failure:
         print(f"error: {for_terminal(failure)}", file=sys.stderr)
         return failure.exit_code
+    except (Exception, KeyboardInterrupt) as error:
+        if interrupts or isinstance(error, KeyboardInterrupt):  # An interrupted import can raise any error.
+            print(interrupted, file=sys.stderr)
+            return INTERRUPTED
+        if not isinstance(error, OSError) or error.filename != _STREAMS[1]:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # The interpreter flushes the stream once more at the end.
+        print(f"error: {error.filename} cannot be written: {error.strerror}; redirect the output", file=sys.stderr)
+        return _UNWRITTEN
+    finally:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
     return 0

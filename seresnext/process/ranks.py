@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -32,10 +33,8 @@ def run_ranks(command: Callable[[StopRequest], int], *, saves: bool) -> NoReturn
     gc.disable()  # Scans of imported modules took 25 % of the start. Training and validation enable the collector.
     replace_closed_streams()
     end = ProcessEnd()
-    with ExitStack() as stack:
-        stop = StopRequest()
-        if saves:
-            stack.enter_context(stop)
+    stop = StopRequest()
+    with stop if saves else nullcontext():
         try:
             code = command(stop)
         except KeyboardInterrupt:
@@ -80,12 +79,27 @@ def print_failure(failure: Failure, has_world: bool, is_stopping: Callable[[], b
             print(f"error{rank}: {message}", file=sys.stderr, flush=True)
 
 
-def end_at_interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """End this process at once: a handler of Ctrl-C for the time in which nothing has begun."""
-    with suppress(OSError):  # The terminal may be gone.
-        if is_first_rank():
-            os.write(2, b"interrupted\n")
-    os._exit(INTERRUPTED)
+@contextmanager
+def exiting_at_interrupt() -> Iterator[None]:
+    """End this process at Ctrl-C: nothing has begun, so nothing is lost. Under torchrun, training remembers Ctrl-C.
+
+    KeyboardInterrupt in the middle of an import could appear as another error.
+    """
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        with suppress(OSError):  # The terminal may be gone.
+            if is_first_rank():
+                os.write(2, b"interrupted\n")
+        os._exit(INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
+    remembers = "RANK" in os.environ and before is not signal.default_int_handler
+    if not remembers and before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _is_of_torchrun() -> bool:

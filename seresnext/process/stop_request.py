@@ -28,11 +28,10 @@ class StopRequest:
 
     A handler may run between any two instructions, so the handler only sets a name. The ranks agree elsewhere on the
     step to stop at. A second Ctrl-C ends the process at once, even inside a collective that never returns. A SIGTERM
-    after a Ctrl-C does not end the process: schedulers send first one signal, then the other, to have the run saved.
+    after a Ctrl-C leaves time for a save: schedulers send first one signal, then the other.
 
-    Under torchrun a repeated Ctrl-C cannot be recognised: torchrun turns the second Ctrl-C into a SIGTERM, and may pass
-    on the first Ctrl-C once more. There the second signal ends a process only if the process is stuck, that is, does
-    not read the request within `_STUCK` seconds. A process that reads the request is about to save.
+    torchrun turns the second Ctrl-C into a SIGTERM, and may pass on the first Ctrl-C once more. Under torchrun the
+    second signal therefore ends only a stuck process, which does not read the request within `_STUCK` seconds.
 
     Until `defer()` is called, Ctrl-C raises KeyboardInterrupt, since there is nothing to save yet. Processes of
     torchrun have no terminal and defer from the start.

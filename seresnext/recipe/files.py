@@ -12,7 +12,6 @@ from seresnext.recipe.explain import near_miss
 from seresnext.recipe.reader import MAX_BYTES, Node, read_yaml
 
 _PACKAGE = Path(__file__).parents[1]
-_MAX_BASES_DEEP = 20
 
 
 def recipe_folders() -> list[Path]:
@@ -30,32 +29,26 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """Return the file of a recipe, given a path or a name, with or without `.yaml`.
+    """Return the file of a recipe, given a path or a name, with or without `.yaml`. Raises `RecipeError`.
 
     A path is tried first, then a name in `./recipes`, then a name among the installed recipes.
     """
-    path = _find(str(name_or_path), Path())
-    if path is None:
-        raise RecipeError([_not_found(str(name_or_path), "the current folder")])
-    return path
+    return _find(str(name_or_path), Path(), "", "the current folder")
 
 
-def _find(name: str, folder: Path) -> Path | None:
-    """Return the file of a recipe: a path relative to `folder`, or a name. None if there is no such file."""
-    name = os.path.expanduser(name)  # noqa: PTH111 - a Path loses the `./` that excludes names
-    spellings = [name] if name.endswith((".yaml", ".yml")) else [f"{name}.yaml", name]
-    folders = [folder] if name.startswith((".", "/")) else [folder, *recipe_folders()]
-    paths = [place / spelling for place in folders for spelling in spellings]
-    return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113 - False for any bad name
-
-
-def _not_found(name: str, folder_name: str) -> str:
-    """Return the message for a recipe that is not found, with the closest name and all names."""
+def _find(name: str, folder: Path, where: str, folder_name: str) -> Path:
+    """Return the file of a recipe: a path relative to `folder`, or a name. `where` begins the message of an error."""
+    expanded = os.path.expanduser(name)  # noqa: PTH111 - a Path loses the `./` that excludes names
+    spellings = [expanded] if name.endswith((".yaml", ".yml")) else [f"{expanded}.yaml", expanded]
+    folders = [folder] if expanded.startswith((".", "/")) else [folder, *recipe_folders()]
+    for path in (place / spelling for place in folders for spelling in spellings):
+        if os.path.isfile(path):  # noqa: PTH113 - False for any bad name
+            return path
     names = recipe_names()
     close = near_miss(Path(name).stem, names)
     hint = f"did you mean {close}? " if close else ""
-    known = f"recipes: {', '.join(names) or 'none'}"
-    return f"no recipe {shorten(name)!r}: {folder_name} has no such file, and no recipe has this name; {hint}{known}"
+    problem = f"{where}no recipe {shorten(name)!r}: {folder_name} has no such file, and no recipe has this name"
+    raise RecipeError([f"{problem}; {hint}recipes: {', '.join(names) or 'none'}"])
 
 
 def display(path: Path) -> str:
@@ -100,14 +93,10 @@ def _find_base(item: Node, origin: str, folder: Path, chain: tuple[Path, ...]) -
     """Return the file of a base that the last file of the `chain`, in `folder`, names. Raises `RecipeError`."""
     if not isinstance(item.value, str):
         raise RecipeError([f"{origin}: base: must be a recipe or a list of recipes, found {item.written or 'no name'}"])
-    path = _find(item.value, folder)
-    if path is None:
-        raise RecipeError([f"{origin}: base: {_not_found(item.value, f'the folder of {display(chain[-1])}')}"])
+    path = _find(item.value, folder, f"{origin}: base: ", f"the folder of {display(chain[-1])}")
     if path.resolve() in chain:
         names = " -> ".join(map(display, (*chain, path)))
         raise RecipeError([f"{origin}: base: {display(path)} is based on itself: {names}"])
-    if len(chain) > _MAX_BASES_DEEP:
-        raise RecipeError([f"{origin}: base: more than {_MAX_BASES_DEEP} files deep"])
     return path
 
 

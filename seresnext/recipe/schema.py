@@ -51,8 +51,7 @@ def _read_duration(value: Any) -> Duration:
     return duration
 
 
-def _read_positive_duration(value: Any) -> Duration:
-    duration = _read_duration(value)
+def _positive(duration: Duration) -> Duration:
     if duration.count == 0:
         raise ValueError(f"must be at least 1 epoch or 1 step, found {duration}")
     return duration
@@ -98,10 +97,6 @@ def _not_a_number(value: Any) -> Any:
     return value
 
 
-_DURATION_TEXT = (
-    PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": "^[0-9]+(ep|st)$"}),
-)
 NumClasses = Annotated[
     int,
     Field(ge=2, le=1_000_000),
@@ -109,8 +104,13 @@ NumClasses = Annotated[
     PlainSerializer(lambda count: "auto" if count == AUTO_CLASSES else count),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 2, "maximum": 1_000_000}, {"const": "auto"}]}),
 ]
-AnyDuration = Annotated[Duration, PlainValidator(_read_duration), *_DURATION_TEXT]
-PositiveDuration = Annotated[Duration, PlainValidator(_read_positive_duration), *_DURATION_TEXT]
+AnyDuration = Annotated[
+    Duration,
+    PlainValidator(_read_duration),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9]+(ep|st)$"}),
+]
+PositiveDuration = Annotated[AnyDuration, AfterValidator(_positive)]
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]

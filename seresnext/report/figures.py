@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 WIDTH, HEIGHT = 520, 320
 """The size of a chart, in units of the SVG."""
@@ -26,46 +27,20 @@ class Series:
     radii: Sequence[float] | None = None
 
 
-@dataclass(frozen=True)
-class Line:
-    """A series in units of the SVG. `path` is the attribute `d`. A dot has x, y, radius and a text for the pointer."""
-
-    name: str
-    style: str
-    path: str
-    dots: Sequence[tuple[float, float, float, str]]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Lines, and the ticks of both axes as pairs of position and text."""
-
-    label: str
-    x_name: str
-    y_name: str
-    x_ticks: Sequence[tuple[float, str]]
-    y_ticks: Sequence[tuple[float, str]]
-    lines: Sequence[Line]
-    box: tuple[int, int, int, int] = (_LEFT, _TOP, WIDTH - _RIGHT, HEIGHT - _BOTTOM)
-
-
 def build_chart(
-    label: str,
-    x_name: str,
-    y_name: str,
-    series: Sequence[Series],
-    x_range: Range | None = None,
-    y_range: Range | None = None,
-) -> Chart:
-    """Return a chart. A range is None for the range of the points, widened to whole ticks."""
-    xs, ys = ([point[axis] for each in series for point in each.points] for axis in (0, 1))
-    x_values, y_values = ticks(*(x_range or (min(xs), max(xs)))), ticks(*(y_range or (min(ys), max(ys))))
-    x_low, x_high = x_range or (min(xs), max(xs))
-    x_high = max(x_high, x_low + 1e-9)
-    y_low, y_high = y_values[0], y_values[-1]
+    label: str, x_name: str, y_name: str, series: Sequence[Series], x_range: Range, y_range: Range | None = None
+) -> dict[str, Any]:
+    """Return the geometry of a chart. `y_range` is None for the range of the points, widened to whole ticks.
+
+    The ticks are pairs of position and text. A line has `path`, the attribute `d`, and dots: x, y, radius and a text
+    for the pointer.
+    """
+    ys = [y for each in series for _, y in each.points]
+    y_values = ticks(*(y_range or (min(ys), max(ys))))
+    (x_low, x_high), y_low, y_high = x_range, y_values[0], y_values[-1]
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
+        across, up = (x - x_low) / max(x_high - x_low, 1e-9), (y - y_low) / (y_high - y_low)
         left, top = _LEFT + across * (WIDTH - _LEFT - _RIGHT), HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM)
         return round(left, 1), round(top, 1)
 
@@ -78,9 +53,16 @@ def build_chart(
             (*place(x, y), round(radius, 1), f"{each.name}: {y:.4g} at {x_name} {x:.4g}")
             for (x, y), radius in zip(points, radii, strict=False)
         ]
-        lines.append(Line(each.name, each.style, path, dots))
-    x_places = [(place(x, y_low)[0], f"{x:g}") for x in x_values if x_low <= x <= x_high]
-    return Chart(label, x_name, y_name, x_places, [(place(x_low, y)[1], f"{y:g}") for y in y_values], lines)
+        lines.append({"name": each.name, "style": each.style, "path": path, "dots": dots})
+    return {
+        "label": label,
+        "x_name": x_name,
+        "y_name": y_name,
+        "x_ticks": [(place(x, y_low)[0], f"{x:g}") for x in ticks(*x_range) if x_low <= x <= x_high],
+        "y_ticks": [(place(x_low, y)[1], f"{y:g}") for y in y_values],
+        "lines": lines,
+        "box": (_LEFT, _TOP, WIDTH - _RIGHT, HEIGHT - _BOTTOM),
+    }
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

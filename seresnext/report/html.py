@@ -18,14 +18,15 @@ from seresnext import __version__
 from seresnext.printable import printable
 from seresnext.process.packages import extra
 
+_HERE = "seresnext.report"
 SIDE = 96
 """The longest side of a thumbnail, in pixels."""
 
 
-def render_page(package: str, template: str, **values: Any) -> str:
-    """Return the page of a template of a package, as ASCII; other characters are references of HTML.
+def render_page(package: str, **values: Any) -> str:
+    """Return the page of a package's template, as ASCII; other characters are references of HTML.
 
-    The template extends `page.base.jinja`.
+    The template `page.html.jinja` extends `page.base.jinja`.
     """
     with extra("report"):
         import jinja2
@@ -35,13 +36,12 @@ def render_page(package: str, template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=_shown,
-        loader=jinja2.FunctionLoader(lambda name: _read("seresnext.report" if name != template else package, name)),
+        loader=jinja2.FunctionLoader(lambda name: _read(package if name == "page.html.jinja" else _HERE, name)),
     )
-    style, script = (_read("seresnext.report", name) for name in ("page.css", "page.js"))
+    style, script = (_read(_HERE, name) for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = environment.get_template(template).render(
-        **values, script=script, style=style, digest=digest, version=__version__
-    )
+    values |= {"script": script, "style": style, "digest": digest, "version": __version__}
+    page = environment.get_template("page.html.jinja").render(values)
     return page.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +18,24 @@ from seresnext.data.synthetic import SyntheticReader
 from seresnext.errors import DataError
 from seresnext.evaluation.statistics import BINS, confidences
 from seresnext.files import read_small_json, write_output
+from seresnext.metrics.sink import flatten
 from seresnext.models import Preprocessing
 from seresnext.models.pretrained import build_pretrained
 from seresnext.printable import for_terminal, shown_path
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import to_yaml
-from seresnext.report.figures import Chart, Series, build_chart
+from seresnext.report.figures import Series, build_chart
 from seresnext.report.gradcam import choose_stage, grad_cam, overlay
 from seresnext.report.html import SIDE, address, render_page
-from seresnext.report.plot import MEASURES, Curve, read_curves
+from seresnext.report.plot import KINDS, MEASURES, Curve, read_curves
 from seresnext.run.validate import Validation
 
 PICTURES = 24
 """Thumbnails of the most confident mistakes, and of the least certain images."""
 PAIRS = 200
-_MOST_ROWS = 100  # of the environment
+NO_PICTURES = {"mistakes": (), "uncertain": (), "stage": None}
 _MATRIX = 20  # classes of the largest matrix that is drawn
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A thumbnail with the prediction. `image` and `heat` are addresses (`data:`); `heat` is the Grad-CAM.
-
-    `is_small`: the network sees fewer pixels than a thumbnail has.
-    """
-
-    name: str
-    label: str
-    prediction: str
-    confidence: float
-    image: str
-    heat: str
-    is_small: bool
-
-
-@dataclass(frozen=True)
-class Content:
-    """The content of a page. Parts that are None or empty have no section.
-
-    result: the JSON file of a validation. source: folder and split. curves: of metrics.jsonl. notes: on the training
-    loss. stage: of the Grad-CAM. data, environment: rows of name and value. recipe: YAML.
-    """
-
-    result: Mapping[str, Any]
-    source: str
-    data: Sequence[tuple[str, Any]] = ()
-    mistakes: Sequence[Picture] = ()
-    uncertain: Sequence[Picture] = ()
-    stage: str | None = None
-    curves: Mapping[str, Curve] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    recipe: str | None = None
-    environment: Sequence[tuple[str, Any]] = ()
 
 
 def write_report(validation: Validation, folder: Path, device: torch.device) -> Path:
@@ -87,40 +52,37 @@ def write_report(validation: Validation, folder: Path, device: torch.device) -> 
     hidden = MEASURES.keys() - {recipe.evaluation.best_by if recipe else ""}
     curves = {name: curve for name, curve in curves.items() if name.partition(".")[2] not in hidden}
     environment = read_small_json(run / "environment.json") or (metadata.environment if metadata else None)
-    mistakes, uncertain, stage = _pictures(validation, device)
     source = f"{validation.recipe.data.root}/{validation.recipe.data.val_split}"
     if isinstance(validation.reader, SyntheticReader):
         source = "synthetic images"
     page = render(
-        Content(
-            result=validation.to_json(),
-            source=source,
-            data=_data_rows(validation, source),
-            mistakes=mistakes,
-            uncertain=uncertain,
-            stage=stage,
-            curves=curves,
-            notes=_loss_notes(recipe) if recipe and curves else (),
-            recipe=to_yaml(to_values(recipe)) if recipe else None,
-            environment=_flat(environment)[:_MOST_ROWS] if isinstance(environment, dict) else (),
-        )
+        validation.to_json(),
+        curves,
+        source=source,
+        data=_data_rows(validation, source),
+        pictures=_pictures(validation, device),
+        notes=_loss_notes(recipe) if recipe and curves else (),
+        recipe=to_yaml(to_values(recipe)) if recipe else None,
+        environment=_environment_rows(environment) if isinstance(environment, dict) else (),
     )
     path = folder / "index.html"
     write_output(path, page)
     return path
 
 
-def render(content: Content) -> str:
-    """Return the page as ASCII; other characters are references of HTML."""
-    result = content.result
+def render(result: Mapping[str, Any], curves: Mapping[str, Curve], **parts: Any) -> str:
+    """Return the page as ASCII; other characters are references of HTML. An empty part has no section.
+
+    result: the JSON file of a validation. curves: of metrics.jsonl. parts: `source`, which is folder and split; `data`
+    and `environment`, which are rows of name and value; `recipe` as YAML; `notes` on the training loss; `pictures`.
+    """
     per_class, pairs = result.get("per_class", ()), result.get("confusion", ())
     weakest_first = sorted(per_class, key=lambda row: (not row["support"], row["recall"]))
     support = {row["class"]: row["support"] for row in per_class}
     english = {row.wordnet_id: row.names[0] for row in imagenet_classes() if row.wordnet_id in support}
     return render_page(
         "seresnext.report",
-        "page.html.jinja",
-        content=content,
+        **parts,
         result=result,
         cards=_cards(result),
         per_class=weakest_first,
@@ -131,7 +93,7 @@ def render(content: Content) -> str:
         matrix=_matrix(per_class, pairs) if 2 <= len(per_class) <= _MATRIX else None,
         names=english,
         calibration=_calibration_chart(result),
-        curves=_curve_charts(content.curves),
+        curves=_curve_charts(curves),
     )
 
 
@@ -165,7 +127,7 @@ def _matrix(per_class: Sequence[Mapping[str, Any]], pairs: Sequence[Sequence[Any
     return [[(int(count), count / max(1, row.sum())) for count in row] for row in counts]
 
 
-def _calibration_chart(result: Mapping[str, Any]) -> Chart | None:
+def _calibration_chart(result: Mapping[str, Any]) -> dict[str, Any] | None:
     found = result.get("calibration")
     if not found:
         return None
@@ -179,36 +141,28 @@ def _calibration_chart(result: Mapping[str, Any]) -> Chart | None:
     return build_chart(label, "confidence, %", "accuracy, %", series, (0, 100), (0, 100))
 
 
-def _curve_charts(curves: Mapping[str, Curve]) -> list[Chart]:
+def _curve_charts(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
+    names = {"loss": ("Loss", "loss"), "top1": ("Accuracy on the validation images", "top-1, %")}
+    names |= {field: (f"Validation images: {name}", f"{name}, %") for field, name in MEASURES.items()}
     charts = []
-    rows = (
-        ("loss", "Loss", "loss", (("train", "training", "first"),)),
-        ("top1", "Accuracy on the validation images", "top-1, %", ()),
-        *((field, f"Validation images: {name}", f"{name}, %", ()) for field, name in MEASURES.items()),
-    )
-    validations = (("validate", "validation, model", "second"), ("validate_ema", "validation, average (EMA)", "third"))
-    for key, label, name, others in rows:
+    for measure, (label, y_name) in names.items():
         series = []
-        for event, text, style in (*others, *validations):
-            curve = zip(*curves.get(f"{event}.{key}", ()), strict=True)
+        for (kind, text), style in zip(KINDS.items(), ("first", "second", "third"), strict=True):
+            curve = zip(*curves.get(f"{kind}.{measure}", ()), strict=True)
             points = [point for point in curve if np.isfinite(point).all()]
-            series += [Series(text, style, points)] if points else []
+            if points and (measure == "loss" or kind != "train"):
+                series.append(Series(text, style, points))
         if series:
             last = max(epoch for each in series for epoch, _ in each.points)
-            charts.append(build_chart(label, "epoch", name, series, (0, last)))
+            charts.append(build_chart(label, "epoch", y_name, series, (0, last)))
     return charts
 
 
 def _loss_notes(recipe: Recipe) -> list[str]:
     """Return sentences on the settings that raise the training loss above the validation loss."""
-    smoothing, classes, notes = recipe.loss.label_smoothing, recipe.model.num_classes, []
-    if smoothing:
-        text = f"Label smoothing {smoothing:g} raises the training loss. The validation loss has no smoothing."
-        if recipe.loss.name == "cross_entropy":
-            right, wrong = 1 - smoothing + smoothing / classes, smoothing / classes
-            lowest = -right * math.log(right) - (classes - 1) * wrong * math.log(wrong)
-            text += f" The lowest possible training loss is {lowest:.2f}."
-        notes.append(text)
+    notes = []
+    if smoothing := recipe.loss.label_smoothing:
+        notes.append(f"Label smoothing {smoothing:g} raises the training loss. The validation loss has no smoothing.")
     if mixed := [f"{name} {value:g}" for name in ("mixup", "cutmix") if (value := getattr(recipe.mix, name))]:
         notes.append(f"Mixed images ({', '.join(mixed)}) raise the training loss. Validation images are not mixed.")
     return notes
@@ -233,60 +187,43 @@ def _data_rows(validation: Validation, source: str) -> list[tuple[str, Any]]:
     ]
 
 
-def _flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the fields of environment.json as rows, without empty fields and without the numbers of processes."""
-    rows = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            rows += _flat(value)
-        elif value is not None and name != "launch":
-            rows.append((str(name), " ".join(map(str, value)) if isinstance(value, list) else str(value)))
-    return rows
+    fields = {name: value for name, value in environment.items() if name != "launch"}
+    return [(name, str(value)) for name, value in flatten(fields).items() if value != "null"]
 
 
-def _pictures(validation: Validation, device: torch.device) -> tuple[list[Picture], list[Picture], str | None]:
-    """Return the most confident mistakes, the least certain images, and the stage of the Grad-CAM."""
+def _pictures(validation: Validation, device: torch.device) -> dict[str, Any]:
+    """Return the most confident `mistakes`, the least certain images (`uncertain`), and the `stage` of the Grad-CAM."""
     logits, labels = validation.result.logits, validation.result.labels
-    if logits is None or labels is None or "per_class" not in validation.summary:
-        return [], [], None
-    if isinstance(validation.reader, SyntheticReader):
-        return [], [], None
+    is_drawn = "per_class" in validation.summary and not isinstance(validation.reader, SyntheticReader)
+    if logits is None or labels is None or not is_drawn:
+        return NO_PICTURES
     confidence, predictions = confidences(logits), logits.argmax(1)
     wrong = np.flatnonzero(predictions != labels)
     mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")[:PICTURES]].tolist()
     uncertain = np.argsort(confidence, kind="stable")[:PICTURES].tolist()
-    crops = _read_crops(validation, sorted({*mistakes, *uncertain}))
-    if not crops:
-        return [], [], None
-    how = Preprocessing.of_recipe(validation.recipe)
+    recipe, reader, names = validation.recipe, validation.reader, validation.selection.names
+    how, decoding = Preprocessing.of_recipe(recipe), Decoding.of(recipe.data)
+    chosen = sorted({*mistakes, *uncertain})
+    crops = torch.stack([how.crop.decode_and_crop(reader.read(n), reader.name(n), decoding) for n in chosen])
     stage = choose_stage(how.image_size)
     columns = validation.selection.columns or range(logits.shape[1])
-    targets = [columns[int(predictions[index])] for index in crops]
-    images = how.normalise(torch.from_numpy(np.stack(list(crops.values())))).to(device)
+    targets = [columns[int(predictions[index])] for index in chosen]
     model = build_pretrained(validation.loaded).float().to(device)
-    heats = dict(zip(crops, grad_cam(model, images, targets, stage), strict=True))
-    names = validation.selection.names
-
-    def picture(index: int) -> Picture:
-        image = Image.fromarray(crops[index])
+    heats = grad_cam(model, how.normalise(crops).to(device), targets, stage)
+    pictures = {}
+    for index, crop, heat in zip(chosen, crops, heats, strict=True):
+        image = Image.fromarray(crop.numpy())
         image.thumbnail((SIDE, SIDE))
-        label, prediction = names[int(labels[index])], names[int(predictions[index])]
-        heat = address(overlay(image, heats[index]))
-        name, percent = validation.reader.name(index), 100 * float(confidence[index])
-        return Picture(name, label, prediction, percent, address(image), heat, how.image_size < SIDE)
-
-    first, second = ([picture(index) for index in places if index in crops] for places in (mistakes, uncertain))
-    return first, second, stage
-
-
-def _read_crops(validation: Validation, indices: Sequence[int]) -> dict[int, np.ndarray]:
-    """Return the pixels that the network sees (uint8 H W 3) by index, without images that are gone in the meantime."""
-    recipe = validation.recipe
-    crop, decoding, crops = Preprocessing.of_recipe(recipe).crop, Decoding.of(recipe.data), {}
-    for index in indices:
-        name = validation.reader.name(index)
-        try:
-            crops[index] = crop.decode_and_crop(validation.reader.read(index), name, decoding).numpy()
-        except DataError as error:
-            print(f"warning: the report leaves an image out: {for_terminal(error)}")
-    return crops
+        pictures[index] = {
+            "name": reader.name(index),
+            "label": names[int(labels[index])],
+            "prediction": names[int(predictions[index])],
+            "confidence": 100 * float(confidence[index]),
+            "image": address(image),
+            "heat": address(overlay(image, heat)),
+            "is_small": how.image_size < SIDE,
+        }
+    shown = {"mistakes": mistakes, "uncertain": uncertain}
+    return {name: [pictures[index] for index in indices] for name, indices in shown.items()} | {"stage": stage}

@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from seresnext.errors import DataError, RecipeError, UsageError
-from seresnext.files import NewFile
+from seresnext.files import NewFile, open_regular
 from seresnext.printable import printable
 from seresnext.process.packages import extra
 from seresnext.progress import warn
 from seresnext.recipe.load import load_recipe
 
 Curve = tuple[list[float], list[float]]  # epochs, values
+Line = tuple[Curve, dict[str, str]]  # a curve of a panel, and the options of matplotlib: label, color, linestyle
 _FIELDS = ("loss", "top1", "top5", "balanced_accuracy", "macro_f1", "lr")
 MEASURES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
 """The measures of `evaluation.best_by` other than top-1 and the loss, and their names."""
-_KINDS = {"train": "training", "validate": "validation, model", "validate_ema": "validation, average (EMA)"}
+KINDS = {"train": "training", "validate": "validation, model", "validate_ema": "validation, average (EMA)"}
+"""The curves of a measure, and their names."""
 _COLOURS = {"train": "tab:blue", "validate": "tab:orange", "validate_ema": "tab:green"}
 _COLUMNS, _WIDTH, _HEIGHT = 3, 7.0, 3.6  # panels of a row; inches of a panel
 
@@ -34,11 +37,9 @@ def read_curves(metrics: Path) -> dict[str, Curve]:
     A partial last line, which a run may still be writing, is ignored. Raises DataError for a file that is missing or
     has other lines than events.
     """
-    if metrics.exists() and not metrics.is_file():
-        raise DataError(f"{metrics} is not a regular file; give the folder of a run")
     curves: dict[str, Curve] = defaultdict(lambda: ([], []))
     try:
-        with metrics.open("rb") as file:
+        with os.fdopen(open_regular(metrics), "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.endswith(b"\n"):
                     _add(curves, line, f"{metrics}:{number}")
@@ -73,16 +74,6 @@ def read_run(name: str, folder: Path, curves: dict[str, Curve]) -> Run:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A curve of a panel. `label` is the name in the legend, and empty for a panel without a legend."""
-
-    label: str
-    curve: Curve
-    colour: str
-    style: str = "-"
-
-
-@dataclass(frozen=True)
 class Run:
     """A run to draw. `smoothing` is the label smoothing of the training loss. `best_by` chooses the best."""
 
@@ -101,7 +92,7 @@ def panels_of(runs: Sequence[Run]) -> dict[str, list[Line]]:
     rows = [("loss", "loss", "-"), ("top1", "top-1", "-"), ("top5", "top-5", ":")][: 2 + is_alone]
     rows += [(field, name, "--") for field, name in MEASURES.items() if field in {run.best_by for run in runs}]
     for field, name, style in rows:
-        for kind, text in _KINDS.items():
+        for kind, text in KINDS.items():
             for number, run in enumerate(runs):
                 if not (curve := run.curves.get(f"{kind}.{field}")):
                     continue
@@ -109,10 +100,10 @@ def panels_of(runs: Sequence[Run]) -> dict[str, list[Line]]:
                 note = f" (label smoothing {run.smoothing:g})" if is_smoothed else ""
                 label = (text if field == "loss" else f"{text}, {name}") if is_alone else run.name
                 title = ("loss" if field == "loss" else "accuracy, %") if is_alone else f"{name}: {text}"
-                colour = _COLOURS[kind] if is_alone else f"C{number}"
-                panels[title].append(Line(f"{label}{note} {curve[1][-1]:.2f}", curve, colour, style))
+                options = {"label": f"{label}{note} {curve[1][-1]:.2f}", "linestyle": style}
+                panels[title].append((curve, {**options, "color": _COLOURS[kind] if is_alone else f"C{number}"}))
     if is_alone and (rates := runs[0].curves.get("train.lr")):
-        panels["learning rate"] = [Line("", rates, "tab:gray")]
+        panels["learning rate"] = [(rates, {"color": "tab:gray"})]
     return panels
 
 
@@ -130,13 +121,11 @@ def draw(panels: Mapping[str, Sequence[Line]], title: str, output: Path) -> None
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     for axes, (name, lines) in zip(grid.flat, panels.items(), strict=False):
-        for line in lines:
-            epochs, values = line.curve
-            marker = "." if len(epochs) < 60 else None
-            axes.plot(epochs, values, label=line.label, marker=marker, color=line.colour, linestyle=line.style)
+        for (epochs, values), options in lines:
+            axes.plot(epochs, values, marker="." if len(epochs) < 60 else None, **options)
         axes.set(title=name, xlabel="epoch", ylim=(0, None if name.startswith(("loss", "learning")) else 101))
         axes.grid(alpha=0.3)
-        if any(line.label for line in lines):  # outside of the axes, so that the legend covers no curve
+        if any("label" in options for _, options in lines):  # outside of the axes: the legend covers no curve
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.suptitle(title)
     with NewFile(output) as file:

@@ -23,8 +23,6 @@ _MOST_KEYS = 8  # columns of keys in the table
 
 def find_runs(folder: Path) -> list[Path]:
     """Return the run folders in a folder, also those below earlier runs. Raises DataError if there are none."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; give a folder that holds runs, such as runs")
     found = sorted(Path(place) for place, _, files in os.walk(folder) if "status.json" in files)
     if not found:
         raise DataError(f"{folder} holds no runs; give a folder below which `seresnext train` wrote runs")
@@ -34,31 +32,28 @@ def find_runs(folder: Path) -> list[Path]:
 def describe_run(run: Path) -> dict[str, Any]:
     """Return the content of the files of a run. A value is None where a file is missing, damaged or not yet complete.
 
-    `measure` is the measure that chose the best, such as `macro F1 71.20 %`, if not top-1.
+    `best` is the measure that chose the best, such as `macro F1 71.20 %`.
     `seconds` is the time from the last start of the run to the last change of its status.
     """
     status = read_status(run)
-    best = status.get("best") or {}
-    top1, seconds, recipe, measure = best.get("top1"), None, None, None
-    if (by := best.get("by", "top1")) != "top1":
-        with suppress(LookupError, TypeError, ValueError):
-            measure = describe(best, fields=(by,))
+    best, seconds, recipe, measure = status.get("best") or {}, None, None, None
+    with suppress(LookupError, TypeError, ValueError):
+        measure = describe(best, fields=(best.get("by", "top1"),)) or None
     with suppress(KeyError, TypeError, ValueError):
         started, updated = (datetime.fromisoformat(status[name]) for name in ("started", "updated"))
         seconds = (updated - started).total_seconds()
     with suppress(RecipeError):
         recipe = flatten(to_values(load_recipe(run / "recipe.yaml").recipe))
-    counts = {"step": status.get("step"), "total_steps": status.get("total_steps"), "best_step": best.get("step")}
-    texts = {"best_weights": best.get("weights"), "updated": status.get("updated"), "reason": status.get("reason")}
     return {
         "run": str(run),
         "state": _state(status),
         "seconds": seconds,
         "recipe": recipe,
-        "measure": measure,
-        "top1": top1 if isinstance(top1, int | float) and math.isfinite(top1) else None,
-        **{name: value if type(value) is int else None for name, value in counts.items()},
-        **{name: value and str(value) for name, value in texts.items()},
+        "best": measure,
+        "top1": top1 if isinstance(top1 := best.get("top1"), int | float) and math.isfinite(top1) else None,
+        "best_step": step if isinstance(step := best.get("step"), int) else None,
+        "best_weights": best.get("weights"),
+        **{name: status.get(name) for name in ("step", "total_steps", "updated", "reason")},
     }
 
 
@@ -75,17 +70,15 @@ def differences(runs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 def print_runs(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
     """Print the table, the best run first. A column for each key that differs follows the columns of the results."""
     runs = sorted(runs, key=lambda run: (-(run["top1"] or 0), run["run"]))
-    has_measures = any(run["measure"] for run in runs)
-    rows = [["run", "state", "step", "top-1", *["best by"] * has_measures, "at step", "time"]]
+    rows = [["run", "state", "step", "best", "at step", "time"]]
     for run in runs:
         name = os.path.relpath(run["run"], folder.parent if run["run"] == str(folder) else folder)
-        top1 = "" if run["top1"] is None else f"{run['top1']:.2f} %{' (ema)' * (run['best_weights'] == 'ema')}"
+        best = "" if run["best"] is None else f"{run['best']}{' (ema)' * (run['best_weights'] == 'ema')}"
         steps = "" if run["step"] is None else f"{run['step']:,}"
         steps += "" if run["total_steps"] is None else f" of {run['total_steps']:,}"
         at = "" if run["best_step"] is None else f"{run['best_step']:,}"
         time = "" if run["seconds"] is None else str(timedelta(seconds=round(run["seconds"])))
-        measures = [run["measure"] or ""] * has_measures
-        rows.append([printable(text, 40) for text in (name, run["state"], steps, top1, *measures, at, time)])
+        rows.append([printable(text, 40) for text in (name, run["state"], steps, best, at, time)])
     different = differences(runs)
     for key, values in list(different.items())[:_MOST_KEYS]:
         cells = ["" if value is None else printable(value, 24) for value in values]

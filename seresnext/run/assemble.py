@@ -20,13 +20,12 @@ from seresnext.data.augment.mixup import build_mixup_cutmix
 from seresnext.data.augment.progressive import build_image_size_schedule
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.loading.prefetch import DeviceBatch
-from seresnext.data.readers.class_labels import has_other_labels
 from seresnext.data.substitute import BadImageCounter
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError
 from seresnext.metrics.console import Console
 from seresnext.metrics.logger import RunLogger
-from seresnext.models.pretrained import load_first_weights
+from seresnext.models import first_weights, open_weights
 from seresnext.models.registry import build_model
 from seresnext.models.senet import SENet
 from seresnext.process.stop_request import StopRequest
@@ -101,10 +100,9 @@ class Run:
             notices += check_lengths(recipe, self.order.steps_per_epoch)
             self.plan = build_plan(recipe, self.order.steps_per_epoch)
             self.model = new_model(recipe, world)
-            if checkpoint is None:
-                is_real = recipe.data.format != "synthetic"
-                other_labels = lambda: is_real and has_other_labels(self.train)  # noqa: E731
-                notices += load_first_weights(self.model, recipe.model, other_labels)
+            if recipe.model.weights and checkpoint is None:
+                loaded = open_weights(first_weights(recipe.model))
+                notices += loaded.load_into(self.model, recipe.model.reset_head)
         self.model.freeze(recipe.model.never_trained)
         for notice in notices:
             console.print(notice)

@@ -20,7 +20,7 @@ from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.files import read_small_json, write_atomically
 from seresnext.metrics.console import Console
 from seresnext.metrics.jsonlines import check_metrics
-from seresnext.metrics.status import mark_refused, read_status, update_status, write_status
+from seresnext.metrics.status import read_status, update_status, write_status
 from seresnext.printable import printable
 from seresnext.recipe.schema import DataSection
 from seresnext.remote import is_remote
@@ -257,7 +257,7 @@ def record_refusal(path: Path, reason: str) -> None:
             # In a file system without locks, a training may use a folder with the status `running`.
             if notice is None or read_status(path).get("state") != "running":
                 Console(enabled=True, log=path / "log.txt").log(f"error: {reason}")
-                mark_refused(path, reason)
+                update_status(path, state="failed", reason=reason)
 
 
 def resume_point(folder: Path) -> str:

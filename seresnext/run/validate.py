@@ -27,11 +27,10 @@ from seresnext.data.readers.photo_choice import stored_choice
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError
-from seresnext.evaluation import Evaluation, describe_metrics, evaluate
-from seresnext.evaluation.real_labels import read_real_labels, real_accuracy
-from seresnext.evaluation.summary import describe_summary, summarize
-from seresnext.evaluation.table import PredictionTable
-from seresnext.metrics.console import Console
+from seresnext.evaluation import Evaluation, evaluate
+from seresnext.evaluation.summary import describe_summary, read_real_labels, real_accuracy, summarize
+from seresnext.evaluation.table import Table, build_table
+from seresnext.metrics.console import Console, describe
 from seresnext.models import LoadedWeights, Preprocessing, create_model, find_weights, open_weights
 from seresnext.models.folding import fold_batchnorm
 from seresnext.printable import shown_path
@@ -109,13 +108,13 @@ class Validation:
             **self.summary,
         }
 
-    def table(self) -> PredictionTable:
+    def table(self) -> Table:
         """Return the predictions of all images."""
         classes = self.selection.names
         if self.result.logits is None or self.result.labels is None:
             raise DataError(f"{len(self.reader)} images with {len(classes)} classes are too many for a table")
         names = [self.reader.name(index) for index in range(len(self.reader))]
-        return PredictionTable.of_logits(names, self.result.labels, self.result.logits, classes)
+        return build_table(names, self.result.labels, self.result.logits, classes)
 
 
 def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Validation:
@@ -176,7 +175,7 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
             num_batches=num_batches,
             world=world,
             precision=precision,
-            on_round=bar.advance,
+            on_round=bar.update,
             keep_logits=len(reader) * len(selection.names) <= _MOST_LOGITS,
         )
     assert result is not None, "a validation has no stop request"
@@ -186,7 +185,7 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
     if len(selection.names) <= 5:  # Top-5 is always 100 %.
         metrics = {name: value for name, value in metrics.items() if name != "top5"}
     speed = f"{result.num_images:,} images, {result.images_per_second:.1f} images/s"
-    console.print(f"{describe_metrics(metrics)}  ({speed})")
+    console.print(f"{describe(metrics)} ({speed})")
     summary = summarize(result, selection.names) if world.is_first else {}
     if real is not None:
         with world.agreeing():

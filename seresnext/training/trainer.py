@@ -15,9 +15,8 @@ from seresnext.data.substitute import BadImageCounter
 from seresnext.distributed import World
 from seresnext.evaluation import evaluate, recalibrate
 from seresnext.evaluation.statistics import describe_classes
-from seresnext.metrics.devices import device_usage
 from seresnext.metrics.logger import RunLogger
-from seresnext.metrics.speed import EtaClock, SpeedMeter
+from seresnext.metrics.speed import SpeedMeter, device_usage
 from seresnext.metrics.watch import Watch
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.schema import Recipe
@@ -68,7 +67,6 @@ class Trainer:
         self._pending: PendingResult | None = None
         self._result: StepResult | None = None
         self._speed = SpeedMeter()
-        self._eta = EtaClock(self.plan.total)
         timer, plan = self.step.timer, self.plan
         self._watch = Watch(self.logger, self.world, timer, self.names, plan.steps_per_epoch, plan.global_size)
 
@@ -166,7 +164,7 @@ class Trainer:
             rates = {"lr": self.schedule.lr_at(self._result.step), **speed._asdict()}
             fields = {**progress.take_line(), **rates, "grad_norm": self._result.grad_norm}
             fields |= {**device_usage(self.world.device), "total_steps": plan.total}
-            self._write("train", fields, self._eta.update(progress.step))
+            self._write("train", fields, self._speed.seconds_left(progress.step, plan.total))
             self._watch.check_interval(progress.step, speed, self.step.image_size)
         if progress.step % plan.steps_per_epoch == 0:
             self._finish_step()
@@ -206,7 +204,7 @@ class Trainer:
                 return
             rounds = math.ceil(self.num_val_batches / self.world.size)
             for weights, model in self.models.items():
-                with self.val_batches() as batches, self.logger.validation(rounds) as advance:
+                with self.val_batches() as batches, self.logger.console.bar("validate", rounds) as bar:
                     results[weights] = evaluate(
                         model,
                         batches,
@@ -214,7 +212,7 @@ class Trainer:
                         world=self.world,
                         precision=self._precision,
                         stop_requested=self._stop_requested,
-                        on_round=advance,
+                        on_round=bar.update,
                     )
                 if results[weights] is None:
                     self._stopping = True

@@ -20,18 +20,14 @@ def read_weights(path: Path, weights: str | None = None) -> WeightsFile:
     as a torch file. The digest of a checkpoint is checked. The metadata of a bare file of weights are empty, even if
     another tool wrote some. Raise CheckpointError, also for a checkpoint that is damaged or of a newer version.
     """
-    if not _is_safetensors(path):
-        return read_torch_file(path, weights)
+    if path.suffix != ".safetensors":
+        with open_file(path) as file:  # A checkpoint can be a step-00000003.safetensors.superseded.
+            start = file.read(DIGEST_OFFSET)
+        if start[8:] != HEADER_START:
+            return read_torch_file(path, weights)
     tensors, metadata = read_safetensors(path)
     if not is_checkpoint(metadata):
         return WeightsFile(tensors, {}, "model", {})
     verify_digest(path)
     check_format(metadata.get("format"), shown_path(path))
     return WeightsFile(tensors, metadata, "model", {})
-
-
-def _is_safetensors(path: Path) -> bool:
-    if path.suffix == ".safetensors":
-        return True
-    with open_file(path) as file:  # For example step-00000003.safetensors.superseded.
-        return file.read(DIGEST_OFFSET)[8:] == HEADER_START

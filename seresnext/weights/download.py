@@ -7,7 +7,6 @@ import hashlib
 import http.client
 import os
 import sys
-import threading
 from io import BufferedRandom
 from pathlib import Path
 from urllib.error import HTTPError
@@ -15,8 +14,7 @@ from urllib.request import Request, urlopen
 
 from seresnext.progress import progress
 
-_ANSWER_SECONDS = 5.0  # until the headers of the answer are there
-_SILENT_SECONDS = 30.0  # without a byte of the content
+_SILENT_SECONDS = 10.0  # without a byte
 _MOST_BYTES = 1 << 30
 _CHUNK = 1 << 20
 
@@ -65,6 +63,7 @@ def _complete(url: str, file: BufferedRandom, path: Path) -> None:
         try:
             _append(url, file, path.name)
         except HTTPError as error:
+            error.close()
             if error.code != 416 or not start:  # Range not satisfiable: nothing is missing.
                 raise
         except (OSError, http.client.HTTPException) as error:
@@ -82,7 +81,8 @@ def _complete(url: str, file: BufferedRandom, path: Path) -> None:
 
 def _append(url: str, file: BufferedRandom, label: str) -> None:
     start = file.tell()
-    with _open(Request(url, headers={"Range": f"bytes={start}-"} if start else {})) as answer:
+    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urlopen(request, timeout=_SILENT_SECONDS) as answer:
         if answer.status != http.client.PARTIAL_CONTENT:
             start = file.truncate(0)  # A server without ranges starts over.
         total = start + int(answer.headers["Content-Length"] or _MOST_BYTES)
@@ -95,28 +95,3 @@ def _append(url: str, file: BufferedRandom, label: str) -> None:
                 advance(len(chunk))
     if "Content-Length" in answer.headers and file.tell() != total:
         raise OSError(f"the connection ended after {file.tell():,} of {total:,} bytes")
-
-
-def _open(request: Request) -> http.client.HTTPResponse:
-    """Return the answer of a server. Raises OSError, also if there is no answer in time.
-
-    No timeout of a socket covers a name server that is silent, hence the thread.
-    """
-    found: list[http.client.HTTPResponse | Exception] = []
-
-    def ask() -> None:
-        try:
-            found.append(urlopen(request, timeout=_SILENT_SECONDS))
-        except Exception as error:
-            if isinstance(error, HTTPError):
-                error.close()
-            found.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_ANSWER_SECONDS)
-    if not found:
-        raise TimeoutError(f"no answer in {_ANSWER_SECONDS:.0f} s")
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]

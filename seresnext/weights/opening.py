@@ -24,4 +24,4 @@ def open_file(path: Path) -> BufferedReader:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{shown_path(path)} cannot be opened: {reason}") from error
     except OSError as error:
-        raise UnreadableError(f"{shown_path(path)} cannot be read: {error.strerror}; give another file") from error
+        raise UnreadableError(f"{shown_path(path)} cannot be read: {error.strerror}; give another path") from error

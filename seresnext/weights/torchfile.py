@@ -1,4 +1,4 @@
-"""Reading files of torch.save from anyone: the pickle is described without running code, then the numbers are read.
+"""Reading files of torch.save from anyone: the pickle is read without running code, then the numbers are read.
 
 There are two formats. Before torch 1.6, and in the published weights: five pickles one after the other (magic number,
 protocol, system, the state, the order of the storages), then each storage as the length in 8 bytes and the numbers
@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,10 +23,10 @@ from seresnext.errors import CheckpointError
 from seresnext.printable import listed, printable, shown_path
 from seresnext.weights.names import MOST_TENSORS
 from seresnext.weights.opening import open_file
-from seresnext.weights.pickles import Namespace, Storage, StoredTensor, describe
+from seresnext.weights.pickles import load_pickle
 
-_LONGEST_PICKLE = 16 << 20  # bytes; the pickle of SE-ResNeXt-101 has 130 thousand
-_LONGEST_DIRECTORY = 2 << 20  # bytes of a zip's list of members; the list of SE-ResNeXt-101 has 50 thousand
+# Bytes. A checkpoint of SE-ResNeXt-101 with average and AdamW has 300 thousand. The value takes up to 130 times more.
+_LONGEST_PICKLE = 1 << 20
 
 # The entries of training checkpoints: `state_dict` of timm and of torch's ImageNet example, `model` of torchvision's
 # references (https://github.com/pytorch/vision/blob/main/references/classification/train.py).
@@ -55,117 +56,88 @@ def read_torch_file(path: Path, weights: str | None = None) -> WeightsFile:
     (see `names`), and numbers are not checked (see `models.pretrained`).
     """
     with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
         try:
             start = file.read(4)
             if not start.startswith((b"PK\x03\x04", b"\x80")):
                 raise ValueError("not a file of torch.save; give a file of weights" if start else "the file is empty")
             file.seek(0)
-            found, numbers = (_read_zip if start.startswith(b"PK") else _read_pickles)(file, weights)
-        except (ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-            # ValueError comes from this module and pickletools, the other errors from zipfile.
+            value = (_read_zip if start.startswith(b"PK") else _read_pickles)(file, size)
+            return _select(value, size, weights)
+        except Exception as error:  # zipfile and torch raise errors of many classes for damaged files.
             raise CheckpointError(f"{shown_path(path)} is refused: {printable(error, longest=1000)}") from error
-    tensors = {
-        name: numbers[tensor.storage.key].as_strided(tensor.shape, tensor.stride, tensor.offset)
-        for name, tensor in found.state.items()
-    }
-    return WeightsFile(tensors, {}, found.weights, found.arguments)
 
 
-class _State(NamedTuple):
-    state: dict[str, StoredTensor]
-    weights: str
-    arguments: dict[Any, Any]
-
-
-def _read_pickles(file: BinaryIO, weights: str | None) -> tuple[_State, dict[str, Tensor]]:
-    """Return the tensors of a file before torch 1.6, and the numbers of each storage."""
-    size = os.fstat(file.fileno()).st_size
+def _read_pickles(file: BinaryIO, size: int) -> Any:
+    """Return the value in a file before torch 1.6."""
     pickles = io.BytesIO(file.read(_LONGEST_PICKLE))
-    magic, protocol, system = (describe(pickles)[0] for _ in range(3))
+    magic, protocol, _ = (load_pickle(pickles)[0] for _ in range(3))
     if magic != MAGIC_NUMBER or protocol != PROTOCOL_VERSION:
         raise ValueError("a pickle, but not a pickle of torch.save")
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise ValueError("the file was written on a big-endian machine; save the weights on another machine")
-    value, storages = describe(pickles)
-    order, _ = describe(pickles)
+    value, storages = load_pickle(pickles, size)
+    order, _ = load_pickle(pickles)
     are_keys = isinstance(order, list) and all(isinstance(key, str) for key in order)
     if not are_keys or sorted(order) != sorted(storages):
         raise ValueError("the list of storages differs from the storages of the tensors")
-    needed = pickles.tell() + sum(8 + storage.nbytes for storage in storages.values())
-    if needed != size:
-        raise ValueError(f"the file has {size:,} bytes and announces {needed:,}: the file was cut off or changed")
-    found = _state_dict(value, storages, weights)
-    numbers = {}
     file.seek(pickles.tell())
     for key in order:
-        if (numel := int.from_bytes(file.read(8), "little")) != storages[key].numel:
-            raise ValueError(f"the storage {printable(key)} has {numel:,} elements, not {storages[key].numel:,}")
-        numbers[key] = _numbers(storages[key], file)
-    return found, numbers
+        if (length := file.read(8)) != len(storages[key]).to_bytes(8, "little"):
+            numel = int.from_bytes(length, "little")
+            raise ValueError(f"the storage {printable(key)} has {numel:,} elements, not {len(storages[key]):,}")
+        _fill(storages[key], file)
+    if file.read(1):
+        raise ValueError("the file has more bytes than the tensors; it was changed")
+    return value
 
 
-def _read_zip(file: BinaryIO, weights: str | None) -> tuple[_State, dict[str, Tensor]]:
-    """Return the tensors of a file since torch 1.6, and the numbers of each storage. `zipfile` checks the checksums."""
-    size = os.fstat(file.fileno()).st_size
-    end = zipfile._EndRecData(file)  # pyright: ignore[reportAttributeAccessIssue] (the record that ZipFile uses)
-    if end and end[zipfile._ECD_SIZE] > _LONGEST_DIRECTORY:  # pyright: ignore[reportAttributeAccessIssue]
-        raise ValueError(f"the list of members is too long; weights have at most {_LONGEST_DIRECTORY:,} bytes of it")
+def _read_zip(file: BinaryIO, size: int) -> Any:
+    """Return the value in a file since torch 1.6. `zipfile` checks the checksums."""
     with zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
-        if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members.values()):
-            raise ValueError("a compressed or encrypted zip; torch.save writes neither")
-        if sum(member.file_size for member in members.values()) > size:
-            raise ValueError("the members take more bytes than the file has")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+            raise ValueError("a compressed zip; torch.save does not compress")
         folders = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
         if len(folders) != 1:
             raise ValueError("a zip, but not a zip of torch.save")
         folder = folders[0]
-        if members[f"{folder}data.pkl"].file_size > _LONGEST_PICKLE:
-            raise ValueError(f"the pickle is longer than {_LONGEST_PICKLE:,} bytes")
         if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("the file was written on a big-endian machine; save the weights on another machine")
-        value, storages = describe(io.BytesIO(archive.read(f"{folder}data.pkl")))
-        found = _state_dict(value, storages, weights)
-        needed = {tensor.storage.key for tensor in found.state.values()}
-        numbers = {}
+        with archive.open(f"{folder}data.pkl") as content:
+            value, storages = load_pickle(io.BytesIO(content.read(_LONGEST_PICKLE)), size)
         for key, storage in storages.items():
             member = members.get(f"{folder}data/{key}")
             if member is None or member.file_size != storage.nbytes:
                 raise ValueError("the storages differ from the storages of the tensors, in name or size")
-            if key not in needed:  # for example of the optimizer
-                continue
             with archive.open(member) as content:
-                numbers[key] = _numbers(storage, content)
-    return found, numbers
+                _fill(storage, content)
+    return value
 
 
-def _numbers(storage: Storage, file: Any) -> Tensor:
-    data = torch.empty(storage.numel, dtype=storage.dtype)
-    if file.readinto(data.view(torch.uint8).numpy()) != storage.nbytes:
+def _fill(storage: Tensor, file: Any) -> None:
+    """Read the numbers of a storage."""
+    if file.readinto(storage.view(torch.uint8).numpy()) != storage.nbytes:
         raise ValueError("the file was cut off")
-    return data
 
 
-def _state_dict(value: Any, storages: dict[str, Storage], weights: str | None) -> _State:
+def _select(value: Any, size: int, weights: str | None) -> WeightsFile:
+    """Return the weights in a value: the state dict itself, or an entry of a training checkpoint."""
     if not isinstance(value, dict):
         raise ValueError(f"the file holds a {type(value).__name__}, not a dict of tensors; save a state dict")
     kinds = ("model",) if weights == "model" else ("ema", "model")
     names = [(kind, name) for kind in kinds for name in _ENTRIES[kind] if isinstance(value.get(name), dict)]
     kind, state = (names[0][0], value[names[0][1]]) if names else ("model", value)
     state = {name: entry for name, entry in state.items() if kind == "model" or name != _AVERAGED}
-    if len(state) > MOST_TENSORS:
-        raise ValueError(f"the file has {len(state):,} entries; no model here has more than {MOST_TENSORS:,} tensors")
     others = [
         f"{printable(name)} ({type(entry).__name__})"
         for name, entry in state.items()
-        if not isinstance(name, str) or not isinstance(entry, StoredTensor)
+        if not isinstance(name, str) or not isinstance(entry, Tensor)
     ]
     if others:
         raise ValueError(f"entries are no tensors: {', '.join(listed(others, most=5))}; save the state dict alone")
-    if not state:
-        raise ValueError("the file holds no tensors")
+    if not 0 < len(state) <= MOST_TENSORS:
+        raise ValueError(f"the file holds {len(state):,} tensors, not 1 to {MOST_TENSORS:,}; save a state dict")
     # Many tensors can share one storage in the file. In a model each tensor has its own.
-    if sum(t.nbytes for t in state.values()) > sum(s.nbytes for s in storages.values()):
+    if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > size:
         raise ValueError("the tensors share storages and are larger than the file")
     arguments = value.get("args")
-    return _State(state, kind, arguments.values if isinstance(arguments, Namespace) else {})
+    return WeightsFile(state, {}, kind, vars(arguments) if isinstance(arguments, Namespace) else {})

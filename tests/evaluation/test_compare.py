@@ -12,17 +12,17 @@ from scipy.stats import bootstrap
 from seresnext.cli import main
 from seresnext.errors import DataError
 from seresnext.evaluation.compare import compare, mcnemar
-from seresnext.evaluation.table import PredictionTable
+from seresnext.evaluation.table import Table, build_table, write_table
 from seresnext.process.stop_request import StopRequest
 
 CLASSES = ["a", "b", "c"]
 
 
-def table_of(right: np.ndarray, names: list[str] | None = None, labels: np.ndarray | None = None) -> PredictionTable:
+def table_of(right: np.ndarray, names: list[str] | None = None, labels: np.ndarray | None = None) -> Table:
     """Return a table of images, of which those marked are right."""
     labels = np.arange(len(right)) % 3 if labels is None else labels
     logits = 5.0 * np.eye(3)[np.where(right, labels, (labels + 1) % 3)]
-    return PredictionTable.of_logits(names or [f"{n}.png" for n in range(len(right))], labels, logits, CLASSES)
+    return build_table(names or [f"{n}.png" for n in range(len(right))], labels, logits, CLASSES)
 
 
 def pair(n: int = 600, first: float = 0.7, second: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
@@ -41,28 +41,28 @@ def test_the_interval_is_that_of_scipys_paired_bootstrap() -> None:
     expected = bootstrap(
         (second, first), lambda b, a, axis: 100 * (b.mean(axis) - a.mean(axis)), paired=True, method="percentile", rng=0
     ).confidence_interval
-    assert found.interval == pytest.approx((expected.low, expected.high), abs=0.5)
-    assert found.difference == pytest.approx(100 * (second.mean() - first.mean()))
-    assert found.interval[0] < found.difference < found.interval[1]
+    assert found["interval"] == pytest.approx((expected.low, expected.high), abs=0.5)
+    assert found["difference"] == pytest.approx(100 * (second.mean() - first.mean()))
+    assert found["interval"][0] < found["difference"] < found["interval"][1]
 
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_a_real_difference_is_found(swapped: bool) -> None:
     tables = [table_of(right) for right in pair()]
     found = compare(*(tables[::-1] if swapped else tables), ("A", "B"))
-    assert found.conclusion.startswith(f"The {'first' if swapped else 'second'} model is better")
-    assert found.p_value < 0.05
+    assert found["conclusion"].startswith(f"The {'first' if swapped else 'second'} model is better")
+    assert found["p_value"] < 0.05
 
 
 def test_chance_is_called_chance() -> None:
     found = compare(*(table_of(right) for right in pair(first=0.75, second=0.76)), ("A", "B"))
-    assert "may be chance" in found.conclusion
-    assert found.interval[0] < 0 < found.interval[1]
+    assert "may be chance" in found["conclusion"]
+    assert found["interval"][0] < 0 < found["interval"][1]
 
 
 def test_equal_tables_are_called_equal() -> None:
     table = table_of(pair()[0])
-    assert compare(table, table, ("A", "B")).conclusion == "Both models are right on the same images."
+    assert compare(table, table, ("A", "B"))["conclusion"] == "Both models are right on the same images."
 
 
 def test_the_order_of_the_images_does_not_count() -> None:
@@ -71,14 +71,14 @@ def test_the_order_of_the_images_does_not_count() -> None:
     shuffled = table_of(second[order], [f"{n}.png" for n in order], order % 3)
     straight = compare(table_of(first), table_of(second), ("A", "B"))
     assert compare(table_of(first), shuffled, ("A", "B")) == straight
-    assert {change.image for change in straight.changes} == {f"{n}.png" for n in np.flatnonzero(first != second)}
-    assert straight.gained + straight.lost == len(straight.changes)
+    assert {change["image"] for change in straight["changes"]} == {f"{n}.png" for n in np.flatnonzero(first != second)}
+    assert straight["gained"] + straight["lost"] == len(straight["changes"])
 
 
 def test_classes_with_the_largest_change_come_first() -> None:
     first, second = np.zeros(9, bool), np.zeros(9, bool)
     second[[0, 3, 6, 1]] = True
-    assert compare(table_of(first), table_of(second), ("A", "B")).classes == [
+    assert compare(table_of(first), table_of(second), ("A", "B"))["classes"] == [
         ("a", 100, 3),
         ("b", pytest.approx(100 / 3), 3),
     ]
@@ -87,20 +87,23 @@ def test_classes_with_the_largest_change_come_first() -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (table_of(np.ones(4, bool)), "1 only in the first"),
-        (table_of(np.ones(6, bool)), "1 only in the second"),
-        (table_of(np.ones(5, bool), ["0.png", "0.png", "2.png", "3.png", "4.png"]), r"names 0\.png more than once"),
-        (table_of(np.ones(5, bool), labels=np.zeros(5, int)), r"1\.png is of class b in A and of class a in B"),
+        (table_of(np.ones(4, bool)), r"4\.png is of class b in A and missing in B \(images that differ: 1\)"),
+        (table_of(np.ones(6, bool)), r"5\.png is missing in A and of class c in B \(images that differ: 1\)"),
+        (table_of(np.ones(5, bool), ["0.png", "0.png", "2.png", "3.png", "4.png"]), r"B names 0\.png 2 times"),
+        (
+            table_of(np.ones(5, bool), labels=np.zeros(5, int)),
+            r"1\.png is of class b in A and of class a in B \(images that differ: 3\)",
+        ),
     ],
 )
-def test_tables_of_other_images_are_refused(other: PredictionTable, words: str) -> None:
+def test_tables_of_other_images_are_refused(other: Table, words: str) -> None:
     with pytest.raises(DataError, match=words):
         compare(table_of(np.ones(5, bool)), other, ("A", "B"))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, right in zip("AB", pair(60), strict=True):
-        table_of(right).write(tmp_path / f"{name}.csv")
+        write_table(table_of(right), tmp_path / f"{name}.csv")
     words = ["compare", *(str(tmp_path / f"{name}.csv") for name in "AB"), "--json", str(tmp_path / "out.json")]
     assert main(words, StopRequest()) == 0
     printed = capsys.readouterr().out

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from timm.utils import accuracy as timm_accuracy
 from torch import Tensor
 
-from seresnext.evaluation.metrics import METRICS, count_classes, describe_metrics, topk_correct
+from seresnext.evaluation.metrics import METRICS, count_classes, topk_correct
 
 
 def correct(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> list[int]:
@@ -95,10 +95,3 @@ def test_counts_of_classes(generator):
     counts = count_classes(logits, labels)
     assert counts.tolist() == expected.tolist()
     assert int(counts[0].sum()) == correct(logits, labels, (1,))[0]
-
-
-def test_metrics_as_text():
-    assert describe_metrics({"top1": 79.08, "top5": 94.43, "loss": 0.831}) == (
-        "top-1 79.080 %  top-5 94.430 %  loss 0.8310"
-    )
-    assert describe_metrics({"calibration_error": 0.5}) == "calibration_error 0.5000"

@@ -14,9 +14,9 @@ from safetensors import safe_open
 
 from seresnext.arguments import Parser
 from seresnext.commands import export as command
-from seresnext.export.documents import MANIFEST, Config, read_document
+from seresnext.export.documents import MANIFEST, read_document
 from seresnext.export.kinds import KINDS
-from seresnext.models.timm_config import CONFIG
+from seresnext.models.timm_config import CONFIG, TimmConfig
 
 SHAPES = [(count, *size) for size in ((64, 64), (193, 257), (224, 224)) for count in (1, 5)] + [(2, 32, 32)]
 
@@ -25,7 +25,7 @@ SHAPES = [(count, *size) for size in ((64, 64), (193, 257), (224, 224)) for coun
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_timms_at_any_size(export: Callable[..., Path], oracles: dict[str, torch.nn.Module], kind: str):
     folder = export(kind)
-    network = KINDS[kind].open(folder / KINDS[kind].file, read_document(Config, folder / CONFIG))
+    network = KINDS[kind].open(folder / KINDS[kind].file, read_document(TimmConfig, folder / CONFIG))
     for count, height, width in SHAPES:
         images = torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(height))
         with torch.inference_mode():

@@ -72,12 +72,12 @@ def run_epoch(console: Console) -> None:
     console.print("start")
     with console.bar("train", 4) as bar:
         for _ in range(4):
-            bar.advance()
-        console.print_event(TRAIN, seconds_left=3723)
-        bar.advance(0)
+            bar.update()
+        console.print_event(TRAIN, seconds_left=3723, bar=bar)
+        bar.update(0)
         console.print("warning: above the bar")
         with console.bar("validate", 2) as inner:
-            inner.advance()
+            inner.update()
             console.print("inside")
         console.print_event(VALIDATE)
     console.print("end")
@@ -123,9 +123,9 @@ def test_bar_shows_loss_speed_and_time(rows, columns):
     terminal = Terminal(rows, columns)
     console = Console(True, None, terminal.stream)
     with console.bar("train", 10000, done=4000) as bar:
-        console.print_event(TRAIN, seconds_left=3723)
+        console.print_event(TRAIN, seconds_left=3723, bar=bar)
         time.sleep(0.2)
-        bar.advance(2000)
+        bar.update(2000)
     seen = terminal.close()
     assert "train:  40%|" in seen
     assert " 4000/10000 [" in seen
@@ -149,10 +149,10 @@ def test_terminal_that_hangs_up(tmp_path, end):
     stream = os.fdopen(writer, "w")
     console = Console(True, tmp_path / "log.txt", stream)
     with console.bar("train", 1000) as bar:
-        bar.advance()
+        bar.update()
         os.close(reader) if end == "hung up" else stream.close()
         for _ in range(1000):
-            bar.advance()
+            bar.update()
         console.print("still here")
     run_epoch(console)
     assert [line.split(" ", 1)[1] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["still here", *LINES]

@@ -13,10 +13,10 @@ from seresnext.recipe.show import to_yaml
 
 
 class Service:
-    """A service with runs by id. `broken` makes `log` fail."""
+    """A service with runs by id. `broken` is the error of `log`, if there is one."""
 
     runs: dict[str, list[tuple]]
-    broken = False
+    broken = None
     address = "memory"
 
     def __init__(self, folder, known, values):
@@ -26,7 +26,7 @@ class Service:
 
     def log(self, numbers, step, epoch):
         if Service.broken:
-            raise ConnectionError("the server is gone\nsecond line")
+            raise Service.broken("the server is gone\nsecond line")
         self.calls.append(("log", step, numbers))
 
     def picture(self, path):
@@ -43,7 +43,7 @@ class Service:
 def folder(tmp_path, monkeypatch):
     monkeypatch.setitem(module.SERVICES, "wandb", Service)
     monkeypatch.setattr(Service, "runs", {}, raising=False)
-    monkeypatch.setattr(Service, "broken", False)
+    monkeypatch.setattr(Service, "broken", None)
     (tmp_path / "trackers").mkdir()
     (tmp_path / "metrics.jsonl").touch()
     (tmp_path / "recipe.yaml").write_text(to_yaml(to_values(load_recipe("digits").recipe)))
@@ -112,18 +112,20 @@ def test_a_state_from_a_stranger_is_no_state(folder, text):
     assert logged() == [1]
 
 
-def test_errors_are_reported_and_no_line_is_lost(folder):
+@pytest.mark.parametrize("kind", [ConnectionError, json.JSONDecodeError])
+def test_errors_are_reported_and_no_line_is_lost(folder, kind):
+    """An answer that is no JSON, of a proxy, is a ValueError, as is a line that is no event."""
     pauses, errors = [], []
 
     def is_over(pause):
         pauses.append(pause)
         append(folder, train(len(pauses)))
-        Service.broken = 2 <= len(pauses) <= 3
+        Service.broken = (lambda text: kind(text, "", 0)) if 2 <= len(pauses) <= 3 else None
         return len(pauses) == 5
 
     follow(opened(folder), errors.append, is_over)
     assert pauses == [0, module._POLL, module._RETRY, module._RETRY, module._POLL]
-    assert [type(error) for error in errors] == [ConnectionError] * 2
+    assert [type(error) for error in errors] == [kind] * 2
     assert logged() == [1, 2, 3, 4, 5]
     assert Service.runs["run-0"][-1] == ("finish", "finished")
 
@@ -134,7 +136,7 @@ def test_an_attached_file_moves_nothing_else(folder):
     state = (folder / "trackers" / "wandb.json").read_text()
     append(folder, train(2))
     follower = opened(folder)
-    follower.open().artifact(folder / "report")
+    follower.service.artifact(folder / "report")
     follower.finish()
     assert logged() == [1]
     assert Service.runs["run-0"][-2:] == [("artifact", "report"), ("finish", "finished")]
@@ -147,10 +149,7 @@ def test_charts_have_the_numbers_that_change():
     assert charts({**event, "total_steps": 9}, recipe) == {"train/top1": 50.0, "speed/data_wait": 0.1}
     assert charts({**event, "skipped": 1}, recipe)["train/skipped"] == 1
     validate = {"event": "validate", "step": 5, "loss": 1.0, "top5": 100.0, "num_images": 9, "images_per_second": 2.0}
-    assert charts({**validate, "weights": "ema"}, recipe) == {
-        "validate_ema/loss": 1.0,
-        "validate_ema/top5": 100.0,
-    }
+    assert charts({**validate, "weights": "ema"}, recipe) == {"validate_ema/loss": 1.0, "validate_ema/top5": 100.0}
     assert "validate/top5" not in charts(validate, {"model": {"num_classes": 5}})
     assert charts({"event": "epoch", "step": 5, "loss": 2.0}, recipe) == {"train/epoch_loss": 2.0}
     assert charts({"event": "slowest_rank", "step": 5, "rank": 1, "slower": 0.2}, recipe) == {

@@ -34,10 +34,14 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def scalars(folder, tag):
+def board_of(folder):
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
-    return [(found.step, found.value) for found in board.Scalars(tag)]
+    return board
+
+
+def scalars(folder, tag):
+    return [(found.step, found.value) for found in board_of(folder).Scalars(tag)]
 
 
 @pytest.fixture
@@ -98,7 +102,7 @@ def test_a_new_sink_is_one_row_of_the_table(tmp_path, stream, monkeypatch):
     assert start.recipe == to_values(recipe)
     assert opens.return_value.mock_calls == [call.write(train), call.write(skipped), call.close()]
     assert not (tmp_path / "tensorboard").exists()
-    start.warn("the tracker is offline")
+    start.report("warning: the tracker is offline")
     assert stream.getvalue().endswith("warning: the tracker is offline\n")
 
 
@@ -109,9 +113,7 @@ def test_top5_of_five_classes_is_not_printed(tmp_path, stream, opened, num_class
     assert ("top-5" in stream.getvalue()) is printed
     assert ("top-5" in (tmp_path / "log.txt").read_text()) is printed
     assert lines(tmp_path)[0]["top5"] == 100.0
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
-    board.Reload()
-    assert ("validate/top5" in board.Tags()["scalars"]) is printed
+    assert ("validate/top5" in board_of(tmp_path).Tags()["scalars"]) is printed
 
 
 @pytest.mark.parametrize("best_by", ["top1", "macro_f1"])
@@ -136,10 +138,9 @@ def test_the_first_batch_is_drawn_as_the_step_mixes_it(tmp_path, opened):
     with opened() as logger:
         assert list(map(id, logger.draw_first(iter(batches), mixed))) == list(map(id, batches))
     assert (tmp_path / "first_batch.png").exists()
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
-    board.Reload()
-    assert board.Tags()["images"] == ["train/first_batch"]
-    assert "recipe/text_summary" in board.Tags()["tensors"]
+    tags = board_of(tmp_path).Tags()
+    assert tags["images"] == ["train/first_batch"]
+    assert "recipe/text_summary" in tags["tensors"]
     mixed.assert_called_once_with(batches[0].images, batches[0].labels, step=0, replica=0)
     assert lines(tmp_path) == [{"event": "picture", "step": 0, "epoch": 0.0, "file": "first_batch.png"}]
 
@@ -171,10 +172,9 @@ def test_without_a_folder_the_logger_only_prints_and_other_ranks_are_silent(tmp_
     world = FIRST if is_first else SECOND
     logger = RunLogger(None if is_first else tmp_path, Console(is_first, stream=stream), world, RECIPE)
     logger.open(0, 0)
-    with logger.training(0, 10), logger.validation(3) as advance:
+    with logger.training(0, 10):
         logger.write(event(1, loss=1.0))
         logger.advance()
-        advance()
     assert ("loss 1.0000" in stream.getvalue()) is is_first
     assert bool(stream.getvalue()) is is_first
     assert list(tmp_path.iterdir()) == []
@@ -198,33 +198,26 @@ class Bars(Console):
     def bar(self, label, total, done=0):
         self.bar_calls.append(("open", label, total, done))
         bar = super().bar(label, total, done)
-        advance = bar.advance
-        bar.advance = lambda count=1: (self.bar_calls.append(("advance", label)), advance(count))
+        update = bar.update
+        bar.update = lambda: (self.bar_calls.append(("update", label)), update())
         return bar
 
 
-def test_bar_of_the_run_and_inner_bar_of_a_validation():
+def test_the_bar_of_the_run():
     console = Bars()
     logger = RunLogger(None, console, FIRST, RECIPE)
     logger.advance()  # There is no bar before the block.
     with logger.training(30, 100):
         logger.advance()
-        with logger.validation(7) as advance:
-            advance()
         logger.advance()
-    logger.advance()
-    assert console.bar_calls == [
-        ("open", "train", 100, 30),
-        ("advance", "train"),
-        ("open", "validate", 7, 0),
-        ("advance", "validate"),
-        ("advance", "train"),
-    ]
+    assert console.bar_calls == [("open", "train", 100, 30), ("update", "train"), ("update", "train")]
 
 
-def test_bars_end_when_training_fails():
+def test_the_bar_ends_when_training_fails():
+    """An event is then a line."""
     console = Bars()
     logger = RunLogger(None, console, FIRST, RECIPE)
-    with pytest.raises(ZeroDivisionError), logger.training(0, 10), logger.validation(3):
+    with pytest.raises(ZeroDivisionError), logger.training(0, 10):
         raise ZeroDivisionError
-    assert console._bars == []
+    logger.write(event(2, loss=1.0))
+    assert "loss 1.0000" in console._terminal._stream.getvalue()

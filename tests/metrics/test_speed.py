@@ -1,8 +1,9 @@
-"""Speed and remaining time, measured with a fake clock."""
+"""Speed and remaining time, measured with a fake clock, and the use of a GPU."""
 
 import pytest
+import torch
 
-from seresnext.metrics.speed import EtaClock, SpeedMeter
+from seresnext.metrics.speed import SpeedMeter, device_usage
 
 
 class FakeClock:
@@ -46,9 +47,37 @@ def test_pauses_do_not_count_even_after_an_error(clock):
 
 @pytest.mark.parametrize("first", [1, 900])
 def test_eta_counts_the_steps_of_this_process_after_the_first(clock, first):
-    eta = EtaClock(total_steps=1000, clock=clock)
+    meter = SpeedMeter(clock)
     clock.now += 60  # compilation
-    assert eta.update(first) is None
-    clock.now += 20
-    assert eta.update(first + 10) == pytest.approx((1000 - first - 10) * 2)
-    assert eta.update(1000) == 0
+    assert meter.seconds_left(first, 1000) is None
+    with meter.paused():
+        clock.now += 20
+    assert meter.seconds_left(first + 10, 1000) == pytest.approx((1000 - first - 10) * 2)
+    assert meter.seconds_left(1000, 1000) == 0
+
+
+def test_a_cpu_has_no_numbers():
+    assert device_usage(torch.device("cpu")) == {}
+
+
+@pytest.mark.gpu
+def test_the_peak_is_of_the_time_since_the_last_call():
+    device = torch.device("cuda", torch.cuda.current_device())
+    large = torch.empty(2**30, dtype=torch.uint8, device=device)
+    assert device_usage(device)["gpu_memory_gb"] >= 1
+    del large
+    device_usage(device)
+    assert device_usage(device)["gpu_memory_gb"] < 1
+
+
+def test_without_a_driver_only_the_memory_is_logged(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 80)
+    assert device_usage(torch.device("cuda")) == {"gpu_memory_gb": 1.5, "gpu_utilisation": 80}
+
+    def refuse(device):
+        raise ModuleNotFoundError("pynvml")
+
+    monkeypatch.setattr(torch.cuda, "utilization", refuse)
+    assert device_usage(torch.device("cuda")) == {"gpu_memory_gb": 1.5}

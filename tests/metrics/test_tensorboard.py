@@ -139,7 +139,7 @@ def test_hparams_compares_runs_by_their_recipes(tmp_path):
     for name, rate in (("slow", 0.25), ("fast", 0.5)):
         (tmp_path / name).mkdir()
         recipe = to_values(load_recipe("digits", [f"optimizer.lr={rate}"]).recipe)
-        board = TensorBoard(RunStart(tmp_path / name, 0, 0, 0, print, print, recipe))
+        board = TensorBoard(RunStart(tmp_path / name, 0, 0, 0, print, recipe))
         for step in (1, 2):
             board.write({"event": "validate", "step": step, "epoch": step, "top1": rate * step})
         board.close()

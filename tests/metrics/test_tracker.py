@@ -37,7 +37,7 @@ def started(tmp_path, monkeypatch, said):
 
     def started(program):
         monkeypatch.setattr(module, "_PROGRAM", ("-c", program))
-        return Tracker("wandb", RunStart(tmp_path, 0, 0, 0, said.append, said.append))
+        return Tracker("wandb", RunStart(tmp_path, 0, 0, 0, said.append))
 
     return started
 
@@ -142,25 +142,41 @@ follow.main()
 """
 
 
-def test_lines_that_an_earlier_process_still_sends_are_not_sent_again(started, said, tmp_path):
-    """The process waits for the earlier one, and reads the state of the lines after the wait."""
-    trackers, metrics = tmp_path / "trackers", tmp_path / "metrics.jsonl"
+@pytest.fixture
+def known_run(tmp_path):
+    """A run with one line, which the service knows and has not got."""
+    trackers = tmp_path / "trackers"
     trackers.mkdir()
     (trackers / "wandb.json").write_text('{"id": "a-run", "sent": 0}')
     (tmp_path / "recipe.yaml").write_text(to_yaml(to_values(load_recipe("digits").recipe)))
     (tmp_path / "status.json").write_text('{"state": "finished"}')
-    metrics.write_text(json.dumps({**EVENT, "loss": 1.0}) + "\n")
-    with (trackers / "wandb.log").open("ab") as log:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({**EVENT, "loss": 1.0}) + "\n")
+    return trackers
+
+
+def test_lines_that_an_earlier_process_still_sends_are_not_sent_again(started, said, tmp_path, known_run):
+    """The process waits for the earlier one, and reads the state of the lines after the wait."""
+    metrics = tmp_path / "metrics.jsonl"
+    with (known_run / "wandb.log").open("ab") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         tracker = started(SERVICE)
         waiting = re.compile(rf"-> FLOCK +ADVISORY +WRITE {tracker._process.pid} ")
         wait_until(lambda: waiting.search(Path("/proc/locks").read_text()))
-        (trackers / "wandb.json").write_text(json.dumps({"id": "a-run", "sent": metrics.stat().st_size}))
+        (known_run / "wandb.json").write_text(json.dumps({"id": "a-run", "sent": metrics.stat().st_size}))
     with metrics.open("a") as file:
         file.write(json.dumps({**EVENT, "step": 2, "loss": 1.0}) + "\n")
     tracker.close()
     assert said == ["wandb: a-run"]
-    assert (trackers / "wandb.log").read_text().split("\n") == ["made", "artifact", "artifact", "log 2", "finish", ""]
+    assert (known_run / "wandb.log").read_text().split("\n") == ["made", "artifact", "artifact", "log 2", "finish", ""]
+
+
+def test_a_training_that_is_gone_does_not_stop_the_last_lines(started, known_run):
+    """Nobody reads the address of the service."""
+    tracker = started(SERVICE)
+    tracker._process.stdout.close()
+    tracker._process.stdin.close()
+    tracker._process.wait(60)
+    assert (known_run / "wandb.log").read_text().split("\n")[:5] == ["made", "artifact", "artifact", "log 1", "finish"]
 
 
 # ------------------------------------------------------------------------------------------------ whole runs

@@ -185,8 +185,8 @@ def test_data_starvation_is_an_event_when_it_begins(watch, logger):
 def test_the_slowest_rank_and_the_part(times, expected):
     found = find_slowest([RankTimes(f"host{rank}", *of_rank) for rank, of_rank in enumerate(times)])
     rank, part, seconds, others, slower = expected
-    assert (found.rank, found.host, found.part) == (rank, f"host{rank}", part)
-    assert (found.seconds, found.others, found.slower) == pytest.approx((seconds, others, slower))
+    numbers = {"seconds": seconds, "others": others, "slower": pytest.approx(slower)}
+    assert found == {"rank": rank, "host": f"host{rank}", "part": part, **numbers}
 
 
 @pytest.mark.parametrize("computing", [1.0, 1.09, 1.11])

@@ -1,9 +1,8 @@
-"""Loading weights: files that fit, files that are refused, and messages. Oracle: timm for adapted stems."""
+"""Loading weights: files that fit, files that are refused, and messages."""
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,26 +10,24 @@ import timm
 import torch
 from damage import flip_bit
 from safetensors.torch import save_file
-from timm.models import adapt_input_conv
 from torch import Tensor
 
 from seresnext.checkpoint import file_format
 from seresnext.checkpoint.contents import CheckpointMetadata
-from seresnext.data.readers.class_labels import has_other_labels
 from seresnext.errors import CheckpointError, UsageError
 from seresnext.models import (
     MODELS,
     Preprocessing,
     SENet,
     create_model,
-    identify_model,
+    first_weights,
     load_pretrained,
     load_weights,
     open_weights,
     published_preprocessing,
     timm_state_dict,
 )
-from seresnext.models.pretrained import HEAD, load_first_weights
+from seresnext.models.pretrained import HEAD, identify_model
 from seresnext.models.registry import build_model
 from seresnext.recipe.load import load_recipe
 from seresnext.runtime import PRECISIONS
@@ -126,7 +123,7 @@ def test_all_that_is_wrong_is_one_error(fresh: Callable[..., SENet], state: Stat
     state["layer3.0.bn2.running_var"] = torch.full((512,), -1e-9)
     lines = refusal(fresh(), state).split("\n  ")
     assert lines == [
-        "weights.pth does not fit the model:",
+        "weights.pth does not fit the model: use a file of weights of this model",
         "missing: layer1.0.bn1.weight",
         "missing: layer4.1.se_module.fc2.bias",
         "unexpected: extra",
@@ -141,13 +138,13 @@ def test_all_that_is_wrong_is_one_error(fresh: Callable[..., SENet], state: Stat
 
 
 def test_another_model(fresh: Callable[..., SENet], state: State) -> None:
-    """The first line has the fix, and a few tensors show the fault: `status.json` holds the whole message."""
+    """The first line has the fix, and a few tensors of each kind show the fault."""
     first, *others = refusal(fresh("seresnext50", num_classes=10), state).split("\n  ")
     assert "weights.pth" in first
     assert f"model.name={NAME}" in first
     assert "model.reset_head=true" in first
     assert "layer1.2.conv1.weight" in others[0]
-    assert len(others) == 11
+    assert len(others) == 13
 
 
 def test_endless_names_are_one_screen(fresh: Callable[..., SENet], state: State) -> None:
@@ -180,23 +177,8 @@ def test_reset_head_for_a_file_without_one(fresh: Callable[..., SENet], state: S
     assert message.split("\n  ")[1:] == ["missing: layer0.conv1.weight"]
 
 
-# ------------------------------------------------------------------------------------------------ other channels
-
-
-@pytest.mark.parametrize("channels", [1, 2, 4, 8])
-def test_stem_for_other_channels(fresh: Callable[..., SENet], state: State, channels: int) -> None:
-    model = fresh(in_channels=channels)
-    notes = load_weights(model, state, "weights.pth")
-    expected = adapt_input_conv(channels, state["layer0.conv1.weight"].clone())
-    torch.testing.assert_close(model.layer0.conv1.weight, expected)
-    assert same(model, state, but=("layer0.conv1.weight",))
-    assert f"is for RGB and the model for {channels} channels" in notes[0]
-
-
-def test_other_channels_to_other_channels(fresh: Callable[..., SENet], state: State) -> None:
-    state["layer0.conv1.weight"] = torch.zeros(64, 2, 7, 7)
-    for channels in (1, 3, 4):
-        assert f"(64, 2, 7, 7), in the model (64, {channels}, 7, 7)" in refusal(fresh(in_channels=channels), state)
+def test_another_number_of_channels(fresh: Callable[..., SENet], state: State) -> None:
+    assert "(64, 3, 7, 7), in the model (64, 1, 7, 7)" in refusal(fresh(in_channels=1), state)
 
 
 # ------------------------------------------------------------------------------------------------ which model
@@ -271,8 +253,8 @@ def test_published_file(tmp_path: Path, trained: SENet, state: State) -> None:
 
 def test_model_to_fine_tune(tmp_path: Path, state: State) -> None:
     save_file(state, tmp_path / "weights.safetensors")
-    model, _ = load_pretrained(str(tmp_path / "weights.safetensors"), num_classes=5, in_channels=1, drop_rate=0.3)
-    assert (model.num_classes, model.in_channels, model.drop_rate) == (5, 1, 0.3)
+    model, _ = load_pretrained(str(tmp_path / "weights.safetensors"), num_classes=5, drop_rate=0.3)
+    assert (model.num_classes, model.drop_rate) == (5, 0.3)
     assert torch.equal(model.layer4[1].conv3.weight, state["layer4.1.conv3.weight"])
 
 
@@ -328,30 +310,9 @@ def test_weights_in_double_precision_are_not_rounded(tmp_path):
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     section = section.model_copy(update={"weights": str(tmp_path / "weights.safetensors")})
     model = PRECISIONS["fp64"].apply_to(build_model(section), torch.device("cpu"), channels_last=False)
-    assert load_first_weights(model, section, lambda: False) == []
+    assert open_weights(first_weights(section)).load_into(model) == []
     assert model.last_linear.weight[0, 0] == exact
     assert exact.float().double() != exact  # The control: in float32 it would be another number.
-
-
-@pytest.mark.parametrize(
-    ("classes", "reset_head", "warned"),
-    [
-        ([f"{n}" for n in range(12)], False, True),
-        ([f"{n}" for n in range(12)], True, False),
-        ([f"{n:02d}" for n in range(12)], False, False),
-        (list("abcdefghijkl"), False, False),
-    ],
-)
-def test_a_classifier_whose_labels_are_others_is_reported(tmp_path, classes, reset_head, warned):
-    """A run orders labels as text: 0, 1, 10 ... A bare file of other tools may order labels by number."""
-    section = load_recipe("digits", ["model.num_classes=12"]).recipe.model
-    model = build_model(section)
-    (tmp_path / "run").mkdir()
-    save_file(model.state_dict(), tmp_path / "run" / "best.safetensors", {"format": "pt"})
-    section = section.model_copy(update={"weights": str(tmp_path / "run"), "reset_head": reset_head})
-    reader = SimpleNamespace(classes=tuple(sorted(classes)))
-    notes = load_first_weights(model, section, lambda: has_other_labels(reader))
-    assert any("model.reset_head=true" in note and "best.safetensors" in note for note in notes) is warned
 
 
 # ------------------------------------------------------------------------------------------------ open_weights

@@ -121,17 +121,13 @@ def test_the_test_sizes_of_a_newer_model(tmp_path: Path, name: str):
     )
 
 
-def test_other_forms_of_the_configuration(hub_folder: Path, tmp_path: Path):
-    """The form before timm 0.9 has one level. Names can be numbered. One mean stands for all channels."""
+def test_one_mean_stands_for_all_channels(hub_folder: Path, tmp_path: Path):
     (tmp_path / "model.safetensors").symlink_to(hub_folder / "model.safetensors")
-    numbered = {str(number): name for number, name in reversed(list(enumerate(CLASSES)))}
-    old = {"architecture": NAME, "num_classes": 5, "labels": CLASSES, "mean": [0.5], "unknown": [1]}
-    inner = {"label_names": numbered, "num_classes": 5, "mean": [0.5]}
-    for config in (old, {"architecture": NAME, "pretrained_cfg": inner}):
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        loaded = open_weights(tmp_path)
-        assert loaded.identify()[:2] == (NAME, 5)
-        assert (loaded.classes, loaded.preprocessing.mean) == (CLASSES, (0.5, 0.5, 0.5))
+    config = {"architecture": NAME, "pretrained_cfg": {"mean": [0.5]}, "unknown": [1]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = open_weights(tmp_path)
+    assert loaded.identify()[:2] == (NAME, 5)
+    assert loaded.preprocessing.mean == (0.5, 0.5, 0.5)
 
 
 BAD_CONFIGS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
@@ -139,7 +135,7 @@ BAD_CONFIGS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"architecture": "legacy_seresnext50_32x4d"}, {}, "belong together"),
     ({"num_classes": 6}, {}, "5 label_names for 6 classes"),
     ({"num_classes": 6, "label_names": None}, {}, "with 6"),
-    ({"label_names": {"0": "a", "2": "b"}}, {}, "gaps"),
+    ({"label_names": {"0": "a", "2": "b"}}, {}, "label_names"),
     ({"global_pool": "max"}, {}, "global_pool"),
     ({"model_args": {"act_layer": "gelu"}}, {}, "act_layer"),
     ({}, {"crop_mode": "squash"}, "crop_mode"),

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from seresnext.errors import CheckpointError
 from seresnext.models import (
     create_model,
-    identify_model,
     load_pretrained,
     load_weights,
     published_preprocessing,
     timm_state_dict,
 )
+from seresnext.models.pretrained import identify_model
 
 
 @pytest.fixture(scope="module")

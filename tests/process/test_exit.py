@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,42 @@ def test_output_that_cannot_be_written_is_an_error(run_program):
     assert run_program(END.replace("end.exit(5)", "print('said'); end.exit(0)"), "exit >/dev/full").returncode == 120
 
 
+FULL_DISK = """
+import sys
+from pathlib import Path
+from seresnext.errors import UsageError
+from seresnext.process.exit import run_script
+
+def main():
+    print("x" * int(sys.argv[2]))
+    if sys.argv[1] == "refuse":
+        raise UsageError("refused")
+    if sys.argv[1] == "defect":
+        Path("/dev/full").write_text("x")
+
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "how"), [("", 3, "end"), ("-u", 3, "refuse"), ("", 10**5, "refuse"), ("-u", 10**5, "end")]
+)
+def test_a_script_on_a_full_disk_ends_with_one_line(run_program, options, size, how):
+    result = run_program(FULL_DISK, f"{how} {size} >/dev/full", options)
+    assert result.returncode == 120, result.output
+    *others, line = result.stderr.splitlines()
+    assert "standard output" in line
+    assert "No space left" in line
+    assert all(other.startswith("error: refused") for other in others)
+
+
+def test_the_error_of_another_file_keeps_its_traceback(run_program):
+    result = run_program(FULL_DISK, "defect 3")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "/dev/full" in result.stderr
+
+
 PRINTS = """
 import sys
 from seresnext.errors import UsageError
@@ -162,6 +199,21 @@ def test_a_closed_pipe_is_not_an_error(run_command, program):
     assert result.stderr == ""
 
 
-def test_ctrl_c_is_an_exit_code(capsys):
-    assert exit_code_of(lambda: signal.raise_signal(signal.SIGINT)) == 130
-    assert capsys.readouterr().err == "interrupted\n"
+@pytest.mark.parametrize("interrupts", [True, False])
+def test_an_error_that_ctrl_c_caused_is_an_interrupt(interrupts, capsys):
+    """A library that is interrupted in the middle of an import raises any error."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def main():
+        with suppress(KeyboardInterrupt):
+            if interrupts:
+                signal.raise_signal(signal.SIGINT)
+        raise AttributeError("a module without attributes")
+
+    if interrupts:
+        assert exit_code_of(main) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+    else:
+        with pytest.raises(AttributeError):
+            exit_code_of(main)
+    assert signal.getsignal(signal.SIGINT) is before

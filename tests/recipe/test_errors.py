@@ -245,15 +245,13 @@ def test_cycle_of_bases(problems: Problems) -> None:
     ]
 
 
-def test_many_bases_are_read_once_each_up_to_a_depth(problems: Problems) -> None:
+def test_many_bases_are_read_once_each(problems: Problems) -> None:
     for i in range(30):
         Path(f"{i}.yaml").write_text(f"base: [{i + 1}.yaml, {i + 1}.yaml]\n")
-    Path("18.yaml").write_text("length: 7ep\n")
+    Path("30.yaml").write_text("length: 7ep\n")
     start = time.perf_counter()
     assert problems("base: 0.yaml\n" + GOOD) == []
-    assert time.perf_counter() - start < 5  # 2^18 reads would take minutes
-    Path("18.yaml").write_text("base: 19.yaml\n")
-    assert "more than 20 files deep" in problems("base: 0.yaml\n" + GOOD)[0]
+    assert time.perf_counter() - start < 5  # 2^30 reads would take hours
 
 
 def test_base_gets_a_near_miss_and_a_problem_names_the_file_of_the_base(problems: Problems) -> None:

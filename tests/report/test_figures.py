@@ -27,20 +27,21 @@ def test_ticks_are_round_and_include_the_range(low: float, high: float, expected
 
 
 def test_points_are_inside_of_the_box_and_in_order() -> None:
-    chart = build_chart("label", "x", "y", [Series("a", "first", [(0, 1), (5, 3), (10, 2)])])
-    left, top, right, bottom = chart.box
-    (line,) = chart.lines
-    xs, ys, _, texts = zip(*line.dots, strict=True)
+    chart = build_chart("label", "x", "y", [Series("a", "first", [(0, 1), (5, 3), (10, 2)])], (0, 10))
+    left, top, right, bottom = chart["box"]
+    (line,) = chart["lines"]
+    xs, ys, _, texts = zip(*line["dots"], strict=True)
     assert xs == (left, (left + right) / 2, right)
     assert top <= ys[1] < ys[2] < ys[0] <= bottom  # SVG counts from the top.
-    assert line.path.startswith(f"M{left} ")
-    assert line.path.count("L") == 2
+    assert line["path"].startswith(f"M{left} ")
+    assert line["path"].count("L") == 2
     assert "a: 3 at x 5" in texts[1]
 
 
 def test_one_point_and_equal_points_are_drawn() -> None:
     for points in ([(0.0, 0.0)], [(1.0, 5.0), (1.0, 5.0)]):
-        assert "nan" not in str(build_chart("label", "x", "y", [Series("a", "first", points)]))
+        x = points[0][0]
+        assert "nan" not in str(build_chart("label", "x", "y", [Series("a", "first", points)], (x, x)))
 
 
 @pytest.mark.parametrize("count", [0, 1, 399, 400, 401, 12_345])

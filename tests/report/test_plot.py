@@ -60,7 +60,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
 
 
 def labels(panels: dict[str, Any]) -> dict[str, list[str]]:
-    return {title: [line.label for line in lines] for title, lines in panels.items()}
+    return {title: [options.get("label", "") for _, options in lines] for title, lines in panels.items()}
 
 
 def test_a_run_has_model_and_average_in_each_panel(drawn, run_folder):
@@ -105,7 +105,8 @@ def test_several_runs_have_a_panel_for_the_model_and_one_for_the_average():
         "top-1: validation, model": ["first 50.00", "second 40.00"],
         "top-1: validation, average (EMA)": ["first 60.00"],
     }
-    colours = [line.colour for panel in plot.panels_of(runs).values() for line in panel if "first" in line.label]
+    options = [options for panel in plot.panels_of(runs).values() for _, options in panel]
+    colours = [each["color"] for each in options if "first" in each["label"]]
     assert len(set(colours)) == 1
 
 

@@ -29,7 +29,7 @@ from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.classifier import load
 from seresnext.cli import main
 from seresnext.data.batches import EvaluationImages
-from seresnext.evaluation.table import PredictionTable
+from seresnext.evaluation.table import read_table
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe, to_values
 
@@ -150,13 +150,14 @@ def test_predictions_are_those_of_the_table_of_a_validation(classify, tmp_path, 
     checkpoint = our_checkpoint(oracle, tmp_path / "checkpoints", "data.workers=0")
     words = ["--checkpoint", checkpoint, "--data", tmp_path, "--split", "val", "--table", tmp_path / "t.csv"]
     assert main(["validate", *map(str, words)], StopRequest()) == 0
-    table = PredictionTable.read(tmp_path / "t.csv")
+    table = read_table(tmp_path / "t.csv")
     assert classify(checkpoint, tmp_path / "val", "--output", tmp_path / "rows.jsonl", "--batch-size", 3).code == 0
     rows = rows_of((tmp_path / "rows.jsonl").read_text())
-    assert [Path(row["path"]).relative_to(tmp_path).as_posix() for row in rows] == list(table.images)
-    assert [[each["class"] for each in row["predictions"]] for row in rows] == [list(row) for row in table.predictions]
-    ours = [[each["probability"] for each in row["predictions"]] for row in rows]
-    np.testing.assert_allclose(ours, table.probabilities, atol=1e-6)
+    assert [Path(row["path"]).relative_to(tmp_path).as_posix() for row in rows] == table["image"]
+    for n in range(len(CLASSES)):
+        assert [row["predictions"][n]["class"] for row in rows] == table[f"prediction_{n + 1}"]
+        ours = [row["predictions"][n]["probability"] for row in rows]
+        np.testing.assert_allclose(ours, table[f"probability_{n + 1}"], atol=1e-6)
 
 
 @pytest.mark.full

@@ -148,5 +148,5 @@ def test_six_classes_have_a_top_5(tmp_path: Path, capsys: Any) -> None:
     bare_file(tmp_path / "w.safetensors", 6)
     measured(tmp_path / "w.safetensors", image_folder(tmp_path / "six", list("abcdef"), [1] * 6))
     out = capsys.readouterr().out
-    assert "top-5 83.333 %" in out
+    assert "top-5 83.33 %" in out
     assert "text order" in out

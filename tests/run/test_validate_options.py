@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from seresnext.cli import main
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.evaluation import evaluate
-from seresnext.evaluation.table import PredictionTable
+from seresnext.evaluation.table import read_table
 from seresnext.models import create_model, load_pretrained
 from seresnext.process.stop_request import StopRequest
 
@@ -67,10 +67,11 @@ def logits_by_timm(checkpoint: Path, images: Path, size: int, crop: float, filte
 )
 def test_options_give_the_numbers_of_timm(checkpoint, images, tmp_path, words, expected) -> None:
     assert run("--checkpoint", checkpoint, "--table", tmp_path / "t.csv", "--json", tmp_path / "r.json", *words) == 0
-    table, logits = PredictionTable.read(tmp_path / "t.csv"), logits_by_timm(checkpoint, images, *expected)
+    table, logits = read_table(tmp_path / "t.csv"), logits_by_timm(checkpoint, images, *expected)
     values, places = logits.double().softmax(1).sort(descending=True)
-    assert table.probabilities == pytest.approx(values.numpy(), abs=1e-5)
-    assert [[int(name[-1]) for name in row] for row in table.predictions] == places.tolist()
+    for n in range(3):
+        assert table[f"probability_{n + 1}"] == pytest.approx(values[:, n].tolist(), abs=1e-5)
+        assert [int(name[-1]) for name in table[f"prediction_{n + 1}"]] == places[:, n].tolist()
     labels = torch.arange(3).repeat_interleave(3)
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits.double(), labels).item(), abs=1e-5)
@@ -127,7 +128,7 @@ def test_some_of_imagenets_classes_count_alone(tmp_path: Path, jpeg: bytes, by_n
     assert report["loss"] == pytest.approx(-bias[chosen].log_softmax(0).mean().item(), abs=1e-5)
     assert report["top1"] == pytest.approx(100 / 3)
     best = imagenet_classes()[chosen[int(bias[chosen].argmax())]].wordnet_id
-    assert {row[0] for row in PredictionTable.read(tmp_path / "t.csv").predictions} == {best}
+    assert {*read_table(tmp_path / "t.csv")["prediction_1"]} == {best}
 
 
 @pytest.mark.full
@@ -153,7 +154,7 @@ def test_a_map_of_classes(checkpoint: Path, tmp_path: Path, jpeg: bytes, capsys:
     assert "--class-map" in capsys.readouterr().err
     (tmp_path / "map").write_text("x,class_2\ny,0\n")
     assert run(*words, "--class-map", tmp_path / "map", "--table", tmp_path / "t.csv") == 0
-    assert PredictionTable.read(tmp_path / "t.csv").labels == ["class_2", "class_0"]
+    assert read_table(tmp_path / "t.csv")["label"] == ["class_2", "class_0"]
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_code_in_any_of_the_five_pickles(tmp_path: Path, place: int) -> None:
 def test_newer_protocol(tmp_path: Path) -> None:
     canary, path = tmp_path / "canary", tmp_path / "weights.pth"
     path.write_bytes(old_file(pickle.dumps({"w": Touch(canary)}, protocol=5)))
-    assert "protocol 5" in refusal(path)
+    assert "more than weights" in refusal(path)
     assert not canary.exists()
 
 
@@ -176,6 +176,11 @@ def test_compressed_zip(tmp_path: Path) -> None:
                 member.write(bytes(4 * 10**6))
     assert path.stat().st_size < 10**6
     assert "compressed" in refusal(path)
+
+
+def test_a_pickle_without_end(save) -> None:
+    """The pickle of SE-ResNeXt-101 takes 130 thousand bytes."""
+    assert "is damaged or more" in refusal(save({"w": FLAT, "args": ["text"] * 600_000}))
 
 
 # A comparison or a print of this list would need a very deep stack.
@@ -248,7 +253,7 @@ def test_things_that_are_no_files(tmp_path: Path) -> None:
     ("state", "reason"),
     [
         (torch.nn.Linear(2, 2), "state_dict"),
-        ({}, "holds no tensors"),
+        ({}, "holds 0 tensors"),
         *((state, "") for state in ([FLAT], {"a": 3}, {"a": {"b": FLAT}}, {3: FLAT})),
     ],
 )
@@ -265,7 +270,7 @@ def test_odd_zips(tmp_path: Path, members: list[str]) -> None:
 
 
 def test_names_cannot_write_to_the_terminal(tmp_path: Path, save) -> None:
-    message = refusal(save({"\x1b[2J\x1b]0;owned\x07" + "a" * 100_000 + str(i): "text" for i in range(50)}))
+    message = refusal(save({"\x1b[2J\x1b]0;owned\x07" + "a" * 10_000 + str(i): "text" for i in range(50)}))
     assert r"\x1b[2J" in message
     assert len(message) < 3000
     with pytest.raises(CheckpointError) as caught:
@@ -298,8 +303,3 @@ def test_a_second_pickle_in_capitals(tmp_path: Path) -> None:
     zip_with(path, **{"DATA.PKL": BOMB})
     assert len(torch.load(path, weights_only=True)) == BOMB_BYTES
     assert read_torch_file(path).tensors["w"].tolist() == [1, 1, 1]
-
-
-def test_a_list_of_members_without_end(tmp_path: Path) -> None:
-    zip_with(tmp_path / "weights.pth", **{f"data/{number}": b"" for number in range(1, 40_000)})
-    assert "list of members" in refusal(tmp_path / "weights.pth")

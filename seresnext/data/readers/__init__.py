@@ -33,7 +33,7 @@ class Reader(Protocol):
     classes: tuple[str, ...]
     labels: np.ndarray
     fingerprint: str
-    notices: tuple[str, ...]
+    notices: tuple[str, ...] = ()
     has_local_files: bool = True
     shard_ids: np.ndarray | None = None
     choice: PhotoChoice | None = None

@@ -6,7 +6,6 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.errors import DataError
 from seresnext.files import read_lines
@@ -35,14 +34,6 @@ def labels_by_name(classes: Sequence[str], where: str) -> tuple[list[int], str |
     first = ", ".join(printable(name) for name in classes[:3])
     notice = f"the class folders of {where} are taken in text order: labels 0, 1 and so on are {first} ..."
     return list(range(count)), notice
-
-
-def has_other_labels(reader: Reader) -> bool:
-    """Return whether labels of a file without class names stand for other classes than the labels of the data."""
-    try:
-        return labels_by_name(reader.classes, "the data")[0] != list(range(len(reader.classes)))
-    except DataError:
-        return True
 
 
 def read_class_map(path: Path, option: str = "--class-map", has_numbers: bool = True) -> dict[str, str]:

@@ -26,7 +26,6 @@ class PathReader(Reader):
 
     classes = ()
     fingerprint = ""
-    notices = ()
 
     def __init__(self, paths: Iterable[str], base: str = "", advice: str = "correct the path") -> None:
         self._base, self._advice = base, advice

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import fnmatch
 import hashlib
 import io
 import json
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -137,8 +136,7 @@ def _good_photos(
     left_out = {names.get(name) for name in choice.excluded}
     _report_unused("data.exclude", set(choice.excluded) - names.keys(), choice, notices)
     for pattern in choice.ignore:
-        match = re.compile(fnmatch.translate(pattern)).match
-        found = {path for path in files if match(path) or any(map(match, path.split("/")))}
+        found = {path for path in files if any(fnmatchcase(part, pattern) for part in (path, *path.split("/")))}
         _report_unused("data.ignore", () if found else [pattern], choice, notices)
         left_out |= found
     files = {path: file for path, file in files.items() if path not in left_out}
