@@ -25,11 +25,11 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from seresnext.errors import UsageError
+from seresnext.errors import Failure
+from seresnext.process.exit import exit_code_of
 from seresnext.process.packages import require_packages
 
 _BY_SIGNAL = 128
-_INTERRUPTED = _BY_SIGNAL + signal.SIGINT
 _READ_TIMEOUT = 60  # seconds; the default of torch's `--rdzv-conf=read_timeout=SECONDS`
 _CHECK_EVERY = 1.0  # seconds
 _EXIT_BARRIER = 15.0  # seconds between the ends of two machines; all processes of a run end at the same time
@@ -40,22 +40,20 @@ _LOGGER, _REPETITIONS = "torch.distributed.elastic.multiprocessing.api", ("Sendi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run torchrun and return the exit code."""
-    try:
-        require_packages()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return exit_code_of(partial(_run, arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    """Run torchrun. Raise a Failure, or SystemExit with the code of a failed worker, which has printed the reason."""
+    require_packages()
     # At a lost connection torch logs warnings of 20 lines each.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # KeyboardInterrupt in the middle of an import could appear as another error.
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(_INTERRUPTED))
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.getLogger(_LOGGER).addFilter(lambda record: not str(record.msg).startswith(_REPETITIONS))
     place = ""
     try:
@@ -66,28 +64,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _prepare_machine(options.rdzv_conf)
         run(options)
     except SignalException as stopped:
-        return _BY_SIGNAL + stopped.sigval
-    except KeyboardInterrupt:  # No worker has started yet.
-        return _INTERRUPTED
+        sys.exit(_BY_SIGNAL + stopped.sigval)
     except (RendezvousError, DistError) as error:
         reason = (str(error.__cause__ or error).strip().splitlines() or ["too few machines came in time"])[0]
-        print(
-            f"error: the machines of this run cannot meet at {place} ({reason}); check that machine, and start "
-            "torchrun on all machines again, which resumes from the last save",
-            file=sys.stderr,
-        )
-        return 1
+        raise Failure(
+            f"the machines of this run cannot meet at {place} ({reason}); check that machine, and start torchrun on "
+            "all machines again, which resumes from the last save"
+        ) from None
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
         if failure.exitcode > 0:
-            return failure.exitcode
-        print(
-            f"error: rank {rank} was ended by {failure.signal_name()} (SIGKILL may mean that memory ran out); the same "
-            "command resumes from the last save",
-            file=sys.stderr,
+            sys.exit(failure.exitcode)
+        lost = Failure(
+            f"rank {rank} was ended by {failure.signal_name()} (SIGKILL may mean that memory ran out); the same "
+            "command resumes from the last save"
         )
-        return _BY_SIGNAL - failure.exitcode
-    return 0
+        lost.exit_code = _BY_SIGNAL - failure.exitcode
+        raise lost from None
 
 
 def _prepare_machine(configuration: str) -> None:

@@ -65,7 +65,6 @@ def failed(exitcode, rank=1):
         (SignalException("", sigval=signal.SIGINT), 130),
         (SignalException("", sigval=signal.SIGTERM), 143),
         (SignalException("", sigval=signal.SIGHUP), 129),
-        (KeyboardInterrupt(), 130),  # before the first worker
         *((failed(code), code) for code in (1, 2, 3, 4, 130)),
     ],
 )
@@ -79,6 +78,11 @@ def test_a_worker_that_was_killed_is_named(ends, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: rank 1 ")
     assert "SIGKILL" in line
+
+
+def test_ctrl_c_before_the_first_worker(ends, capsys):
+    assert ends(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_another_error_keeps_its_traceback(ends):

@@ -49,9 +49,16 @@ def check_devices(recipe: Recipe, reader: Reader, world: World) -> tuple[list[Fi
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world.size > 1 else 1
     steps, speeds = _check_steps(recipe, world, sharing)
     wanted = recipe.batch.global_size / world.size / speeds.step.median if speeds else 0.0
-    loading, rate = _check_loader(recipe, reader, world, len(os.sched_getaffinity(0)) / sharing, wanted)
-    if speeds and rate:
-        speeds = speeds._replace(loader=rate.times(world.size))
+    world.any(False)  # All ranks load at the same time.
+    try:
+        with world.agreeing():
+            rate = measure_loader(recipe, reader, world)
+    except DataError as error:
+        loading = judge("devices", "loader alone", str(error), "repair the data first", verdict="failure")
+    else:
+        rate = min(world.gather(rate))
+        loading = judge_loader(rate, wanted, recipe.data.workers, len(os.sched_getaffinity(0)) / sharing)
+        speeds = speeds and speeds._replace(loader=rate.times(world.size))
     return [*ranks[: world.size], *steps, loading], speeds  # The clock of one rank is not compared.
 
 
@@ -207,20 +214,6 @@ def measure_loader(recipe: Recipe, reader: Reader, world: World) -> Spread:
                 images += len(next(batches).labels)
             rates.append(images / (time.monotonic() - started))
     return Spread.of(rates)
-
-
-def _check_loader(
-    recipe: Recipe, reader: Reader, world: World, cores: float, wanted: float
-) -> tuple[Finding, Spread | None]:
-    """Return the finding about the loader, and the images/s of the slowest rank, None if the data is bad."""
-    world.any(False)  # All ranks load at the same time.
-    try:
-        with world.agreeing():
-            rate = measure_loader(recipe, reader, world)
-    except DataError as error:
-        return judge("devices", "loader alone", str(error), "repair the data first", verdict="failure"), None
-    slowest = min(world.gather(rate))
-    return judge_loader(slowest, wanted, recipe.data.workers, cores), slowest
 
 
 def judge_loader(rate: Spread, wanted: float, workers: int, cores: float) -> Finding:

@@ -244,17 +244,13 @@ def _parsed(metadata: Mapping[str, str], name: str, kinds: tuple[type, ...], sou
     return value
 
 
-def _flaw(value: Any) -> str | None:
+def _flaw(value: Any, depth: int = 1) -> str | None:
     """Return the first flaw of a JSON value, in words: deep nesting, or a number too large or not finite."""
-    waiting = [(value, 1)]
-    while waiting:
-        value, depth = waiting.pop()
-        if depth > _DEEPEST:
-            return f"more than {_DEEPEST} levels of nesting"
-        if isinstance(value, dict | list):
-            waiting += [(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
-        elif isinstance(value, float) and not math.isfinite(value):
-            return f"the number {value}"
-        elif isinstance(value, int) and abs(value) > _LARGEST:
-            return "a whole number beyond 2^64"
-    return None
+    if depth > _DEEPEST:
+        return f"more than {_DEEPEST} levels of nesting"
+    if isinstance(value, dict | list):
+        items = value.values() if isinstance(value, dict) else value
+        return next(filter(None, (_flaw(item, depth + 1) for item in items)), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"the number {value}"
+    return "a whole number beyond 2^64" if isinstance(value, int) and abs(value) > _LARGEST else None

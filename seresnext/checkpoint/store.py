@@ -11,7 +11,6 @@ import itertools
 import os
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,7 +28,7 @@ Pointer = Literal["last", "best"]
 POINTERS: tuple[Pointer, ...] = ("last", "best")
 
 _STEP_NAME = re.compile(r"step-([0-9]{8,})\.safetensors")
-_TEMPORARY_NAME = re.compile(r"\.(step-[0-9]{8,}|last|best)\.safetensors(\.[\w.-]+)?\.tmp")
+_TEMPORARY_NAME = re.compile(r"\.(step-[0-9]{8,}|last|best)\.safetensors\.tmp")
 
 
 class SaveError(Failure):
@@ -60,12 +59,10 @@ def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Map
     assert metadata.get("step") == str(step), "the metadata belongs to another step"
     header, order = file_format.header(tensors, metadata)
     path = folder / f"step-{step:08d}.safetensors"
-    try:
+    with _saving(path):
         folder.mkdir(parents=True, exist_ok=True)
         with _replacing(path) as temporary:
             file_format.write_synced(temporary, header, order)
-    except OSError as error:
-        raise _save_error(path, len(header) + sum(tensor.nbytes for tensor in order), error) from error
     return path
 
 
@@ -75,8 +72,7 @@ def receive(folder: Path, step: int, download: Callable[[Callable[[bytes], objec
     Raises CheckpointError for other content than a checkpoint of the step. After any error the folder is unchanged.
     """
     path = folder / f"step-{step:08d}.safetensors"
-    # Another machine may receive the same checkpoint in the same folder.
-    with _replacing(path, f".{socket.gethostname()}-{os.getpid()}") as temporary:
+    with _replacing(path) as temporary:
         with temporary.open("wb") as file:
             download(file.write)
             file.flush()
@@ -92,14 +88,11 @@ def update_link(folder: Path, name: Pointer, path: Path) -> None:
     A rename puts the new link in place, so the old link exists until then. Raises SaveError.
     """
     pointer = folder / f"{name}.safetensors"
-    try:
-        with _replacing(pointer) as temporary:
-            try:
-                os.link(path, temporary)
-            except OSError:  # File systems without hard links raise different error numbers.
-                _copy_synced(path, temporary)
-    except OSError as error:
-        raise _save_error(pointer, path.stat().st_size, error) from error
+    with _saving(pointer), _replacing(pointer) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:  # File systems without hard links raise different error numbers.
+            _copy_synced(path, temporary)
 
 
 def prune(folder: Path, keep: int, keep_every: int | None = None) -> list[Path]:
@@ -162,10 +155,7 @@ def best_candidates(folder: Path, step: int) -> list[Path]:
 
 def steps(folder: Path) -> dict[int, Path]:
     """Return the checkpoints in the folder by step, in the order of the numbers (100000000 comes after 99999999)."""
-    found = {}
-    for path in _entries(folder):
-        if match := _STEP_NAME.fullmatch(path.name):
-            found[int(match[1])] = path
+    found = {int(match[1]): path for path in _entries(folder) if (match := _STEP_NAME.fullmatch(path.name))}
     return dict(sorted(found.items()))
 
 
@@ -197,21 +187,22 @@ def newest_valid(folder: Path) -> Newest:
     """Return the checkpoint of the latest step with a right digest, and a warning for each file that was skipped.
 
     The candidates are `step-*`, `last` and `best`; a link may be a copy, and the only file left. Raises CheckpointError
-    if none is valid, or if only `.corrupt` files are left: a run must not silently start from nothing.
+    if none of them is valid: a run must not silently start from nothing.
     """
     warnings, damaged = [], []
-    for names in _candidates(folder):
+    # At equal steps, `step-*` comes first.
+    paths = sorted([*steps(folder).values(), *_pointers(folder)], key=step_of, reverse=True)
+    for path in paths:
+        if path in damaged:
+            continue
         try:
-            verify_digest(names[0])
+            verify_digest(path)
         except CheckpointError as error:
             warnings.append(f"{error}; trying the previous checkpoint")
             if not isinstance(error, UnreadableError):
-                damaged += names
+                damaged += [name for name in paths if name.exists() and name.samefile(path)]
         else:
-            return Newest(names[0], warnings, damaged)
-    warnings = warnings or [
-        f"{path} was found damaged earlier" for path in _entries(folder) if path.suffix == ".corrupt"
-    ]
+            return Newest(path, warnings, damaged)
     if warnings:
         raise CheckpointError(
             "\n  ".join([f"none of the {len(warnings)} checkpoints in {folder} is valid:", *warnings])
@@ -220,21 +211,22 @@ def newest_valid(folder: Path) -> Newest:
     return Newest(None, [], [])
 
 
-def free_space(folder: Path) -> str:
-    """Return the free space on the disk of a folder, as words of a message."""
-    try:
-        return f"{shutil.disk_usage(folder).free:,} bytes are free"
-    except OSError:
-        return "the free space is unknown"
-
-
 # Helpers
 
 
 @contextmanager
-def _replacing(path: Path, owner: str = "") -> Iterator[Path]:
+def _saving(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = f"{path} could not be saved: {error.strerror or error}; older files are unchanged"
+        raise SaveError(f"{problem}; make room there, or let this user write there") from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     """Yield a name for a temporary file. The block writes and syncs the file, which then takes the place of `path`."""
-    temporary = path.with_name(f".{path.name}{owner}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         # Remove a link that a crash left. To open this link for writing would overwrite the old checkpoint.
         temporary.unlink(missing_ok=True)
@@ -264,26 +256,6 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(file)
-
-
-def _save_error(path: Path, size: int, error: OSError) -> SaveError:
-    return SaveError(
-        f"{path} could not be saved: {error.strerror or error}; the file needs {size:,} bytes, "
-        f"{free_space(path.parent)}; older checkpoints are unchanged"
-    )
-
-
-def _candidates(folder: Path) -> list[list[Path]]:
-    """Return the files to try, latest step first, each as a list of all names of the file, `step-*` first."""
-    groups: dict[object, list[Path]] = {}
-    for path in [*steps(folder).values(), *_pointers(folder)]:
-        try:
-            status = path.stat()
-            identity: object = (status.st_dev, status.st_ino)
-        except OSError:  # A broken link. Reading the file gives the reason.
-            identity = path
-        groups.setdefault(identity, []).append(path)
-    return sorted(groups.values(), key=lambda names: max(map(step_of, names)), reverse=True)
 
 
 def _pointers(folder: Path) -> list[Path]:

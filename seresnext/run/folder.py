@@ -310,6 +310,5 @@ def as_usage_error(folder: Path) -> Iterator[None]:
             problem = f"{error.filename or folder} is not a folder; choose another with --output"
         else:
             where = f" ({error.filename})" if error.filename else ""
-            free = store.free_space(folder)
-            problem = f"{error.strerror or error}{where}; {free}; make room there, or choose another with --output"
+            problem = f"{error.strerror or error}{where}; make room there, or choose another with --output"
         raise UsageError(f"cannot write to the run folder {folder}: {problem}") from None

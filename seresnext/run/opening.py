@@ -15,7 +15,7 @@ from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
 from seresnext.data.readers import Reader, check_classes, check_same_classes
 from seresnext.data.readers.photo_choice import PhotoChoice, photo_choice
-from seresnext.data.shards.reader import check_cache
+from seresnext.data.shards.reader import check_room
 from seresnext.data.substitute import ADVICE
 from seresnext.data.survey import Survey, describe, survey
 from seresnext.data.synthetic import SyntheticReader
@@ -72,8 +72,8 @@ def find_start_problems(
     for name, split in (("training", recipe.data.train_split), ("validation", recipe.data.val_split)):
         with _collecting(own):
             readers[name] = open_split(recipe, split, photo_choice(recipe, dataset))
-            if name == "training":
-                check_cache(readers[name], recipe.data.shuffle_shards)
+    with _collecting(own):
+        check_room(readers.values())
     if recipe.model.num_classes == AUTO_CLASSES:
         found = max([2, *(len(reader.classes) for reader in list(readers.values())[:1])])  # One class is refused later.
         recipe = recipe.changed(model={"num_classes": previous.model.num_classes if previous else found})
@@ -115,7 +115,7 @@ def open_split(recipe: Recipe, split: str, choice: PhotoChoice | None) -> Reader
         assert data.synthetic_images is not None
         return SyntheticReader(data.synthetic_images, recipe.model.num_classes)
     cache = Path(data.cache) if data.cache else None
-    return open_reader(data.root, split, data.format, cache, data.cache_size, choice)
+    return open_reader(data.root, split, data.format, cache, choice)
 
 
 def _seen_by_all(own: list[StartProblem], world: World) -> list[StartProblem]:

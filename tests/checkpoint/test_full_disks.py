@@ -94,8 +94,6 @@ def test_the_old_ones_stay_and_training_goes_on(tmp_path, case, reason):
     assert report["outcomes"] == [True, True, False, True]
     (warning,) = report["warnings"]
     assert f"step-00000003.safetensors could not be saved: {reason}" in warning
-    assert "the file needs 100," in warning
-    assert "bytes are free" in warning
     assert "Training continues without this checkpoint (checkpoint.on_failure: continue)" in warning
     assert report["names"] == OLD_ONES
     assert report["newest"] == "step-00000004.safetensors"

@@ -19,7 +19,6 @@ from mirrors import OTHER, RUN, add, content, own, save
 from seresnext.checkpoint import mirror_files, store
 from seresnext.checkpoint.mirror_files import Damaged, Fenced, MirrorFiles, Owner, Upload
 from seresnext.errors import UsageError
-from seresnext.weights.safetensors_file import read_header
 
 
 def names(address: str) -> set[str]:
@@ -199,14 +198,6 @@ def test_steps_that_a_newer_start_repeats_do_not_count(address: str, tmp_path: P
     assert f"{RUN}/step-00000030-000001-0003.json" in names(address)
 
 
-def test_another_run_has_other_uploads(address: str, tmp_path: Path):
-    files, first = own(address)
-    add(files, first, 1, save(tmp_path, 10))
-    _, other = own(address, OTHER)
-    assert files.uploads(other) == []
-    assert other.starts == [[2, 0]]
-
-
 # ------------------------------------------------------------------------------------------------ removal
 
 
@@ -253,11 +244,6 @@ def test_a_checkpoint_and_the_best_are_there_and_old_ones_go(mirror, tmp_path: P
     assert mirror_files.perform(request_for(mirror, new, **more)) == {"uploaded": True}
     assert files.uploads(owner) == [Upload(2, 1, 2), Upload(3, 1, 2)]
     assert [content(files, owner.run, one) for one in files.uploads(owner)] == [best.read_bytes(), new.read_bytes()]
-
-
-def test_the_step_is_read_without_torch(tmp_path: Path):
-    path = save(tmp_path, 123)
-    assert str(mirror_files._step_in(path)) == read_header(path)["step"] == "123"
 
 
 def test_a_newer_owner(mirror, tmp_path: Path):

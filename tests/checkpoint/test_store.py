@@ -1,7 +1,6 @@
 """The checkpoint folder: after any failure a valid file stays, and the message has the reason."""
 
 import errno
-import hashlib
 import itertools
 import os
 from pathlib import Path
@@ -69,7 +68,7 @@ def test_failed_commit_leaves_the_folder_as_it_was(tmp_path, monkeypatch, owner,
         with pytest.raises(store.SaveError, match=message) as failure:
             save(tmp_path, 2)
     assert "step-00000002.safetensors could not be saved" in str(failure.value)
-    assert "bytes are free" in str(failure.value)
+    assert "older files are unchanged" in str(failure.value)
     assert failure.value.exit_code == 1
     assert names(tmp_path) == ["step-00000001.safetensors"]
     store.verify(tmp_path / "step-00000001.safetensors")
@@ -213,30 +212,6 @@ def test_unreadable_file_keeps_its_name(tmp_path, monkeypatch):
     assert (found, damaged) == (tmp_path / "step-00000001.safetensors", [])
     assert "cannot be read" in warnings[0]
     assert list(store.steps(tmp_path)) == [1, 2]
-
-
-def forged(text: bytes) -> bytes:
-    """Return a file with this header and a right digest, as an attacker can make."""
-    blank = len(text).to_bytes(8, "little") + text
-    digest = hashlib.sha256(blank).hexdigest().encode()
-    return blank.replace(b"0" * 64, digest, 1)
-
-
-START = b'{"__metadata__":{"digest":"' + b"0" * 64
-
-
-@pytest.mark.parametrize(
-    "rest", [b'",', b'","x":' + b"[" * 100_000, b'","x":1}}', b'"},"a":{}}', b'"}}' + b" " * (1 << 25)]
-)
-def test_forged_files_are_refused(tmp_path, rest):
-    path = tmp_path / "a"
-    path.write_bytes(forged(START + rest))
-    for check in (store.verify, store.read):
-        with pytest.raises(CheckpointError, match=str(path)):
-            check(path)
-    path.write_bytes(forged(START + b'"}}'))  # The control: the way of the forgery is no reason.
-    assert store.verify(path).keys() == {"digest"}
-    assert store.read(path)[0] == {}
 
 
 def test_update_link_replaces_the_link(tmp_path):

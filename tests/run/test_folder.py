@@ -279,9 +279,7 @@ def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):
         lambda: folder.accept(starts_over=True),
         folder.check_writable,
     ):
-        words = (
-            rf"cannot write to the run folder {path}: No space left on device \({path}/.*\); [\d,]+ bytes are free; "
-        )
+        words = rf"cannot write to the run folder {path}: No space left on device \({path}/.*\); "
         with pytest.raises(UsageError, match=f"{words}make room there, or choose another with --output"):
             write()
     assert (path / "recipe.yaml").read_text() == "old"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,20 +88,6 @@ def test_a_lost_machine_costs_nothing(start, tmp_path: Path):
     assert store.verify(second / "checkpoints" / "best.safetensors")["step"] == str(best["step"])
     assert status(second)["mirrored_step"] == 4
     assert "fetched the checkpoint of step 3" in (second / "log.txt").read_text()
-
-
-@pytest.mark.full
-def test_a_newer_local_checkpoint_wins(start, tmp_path: Path):
-    first = start("first", steps=2)
-    shutil.copytree(tmp_path / "mirror", tmp_path / "old")
-    start("first", steps=3)
-    shutil.rmtree(tmp_path / "mirror")
-    (tmp_path / "old").rename(tmp_path / "mirror")
-    start("first", steps=3)  # The mirror has the checkpoint of step 2.
-    assert "fetched" not in (first / "log.txt").read_text()
-    assert saved_steps(first) == [1, 2, 3]
-    newest = MirrorFiles(str(tmp_path / "mirror"))
-    assert [one.step for one in newest.uploads(newest.newest_owner())][-1] == 3
 
 
 @pytest.mark.full

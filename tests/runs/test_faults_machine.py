@@ -94,10 +94,7 @@ def test_a_disk_that_is_full(faulty, tmp_path):
     run = disk / "run"
     result = faulty(run, world=1, more=["--set", "checkpoint.every=1st"], prefix=prefix)
     assert result.returncode == 1, result.output
-    assert re.search(
-        r"could not be saved: No space left on device; the file needs [\d,]+ bytes, [\d,]+ bytes are free",
-        one_error(result),
-    )
+    assert "could not be saved: No space left on device; older files are unchanged; make room" in one_error(result)
     seen = tmp_path / "seen"
     assert store.newest_valid(seen / "checkpoints").warnings == []
     assert len(store.steps(seen / "checkpoints")) >= 1
@@ -107,7 +104,7 @@ def test_a_disk_that_is_full(faulty, tmp_path):
     assert "Traceback" not in said
     assert said.count("error: ") == 1, said
     assert f"error: cannot write to the run folder {run}: No space left on device ({run}/" in said
-    assert "; 0 bytes are free; make room there" in said
+    assert "; make room there" in said
     assert said.splitlines()[-1] == "2"
     assert status(tmp_path)["reason"].startswith("cannot write ")
 
