@@ -94,13 +94,12 @@ def perform(trainings: Sequence[Training], folder: Path) -> list[Seen]:
 
     seen = []
     with open_world() as joined:
-        # A world without a heartbeat: the heartbeat would report a crashed rank to the other ranks.
-        world = World(joined.rank, joined.size, joined.device)
         for training in trainings:
-            if training.copy_of and world.is_first:
+            if training.copy_of and joined.is_first:
                 shutil.copytree(folder / training.copy_of, folder / training.run)
-            world.gather(None)
-            seen.append(_perform(training, world, folder))
+            joined.gather(None)
+            # The heartbeat of this world never starts. It would report a crashed rank to the other ranks.
+            seen.append(_perform(training, World(joined.rank, joined.size, joined.device), folder))
             gc.collect()  # This releases the lock of the run folder.
             if len(seen) == 1:
                 gc.freeze()  # All modules are loaded. Later collections ignore them, which saves half a second each.
