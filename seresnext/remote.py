@@ -10,8 +10,14 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+from seresnext.errors import UsageError
+from seresnext.process.packages import require_extra
+
 BUGS = (TypeError, AttributeError, AssertionError)
 """Errors of this project among the errors of fsspec's libraries, each of which raises other types."""
+
+PACKAGES = {"file": (), "s3": ("s3fs",), "gs": ("gcsfs",), "http": ("aiohttp",), "https": ("aiohttp",)}
+"""The packages for an address, in addition to fsspec."""
 
 _CONNECT_SECONDS, _SILENT_SECONDS = 30, 60
 _FINAL_ANSWERS = (400, 401, 403, 404, 410)
@@ -26,23 +32,23 @@ def is_remote(root: str) -> bool:
     return "://" in root
 
 
-def shown_url(url: str) -> str:
-    """Return an address without user, password and query, for messages."""
+def refuse_secrets(url: str, key: str) -> None:
+    """Raise UsageError, without the secret, if the address of a key has a user, a password, a query or a fragment."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def has_secrets(url: str) -> bool:
-    """Return whether an address has a user, a password, a query or a fragment."""
-    parts = urlsplit(url)
-    return bool("@" in parts.netloc or parts.query or parts.fragment)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise UsageError(
+            f"{key} {shown} has a user, a password or a query, and checkpoints store the address; give credentials in "
+            "the environment, ~/.netrc or the configuration of the cloud"
+        )
 
 
 def file_system(scheme: str) -> Any:
     """Return fsspec's file system of a scheme, such as `s3` or `file`. One request takes a bounded time.
 
-    Raises ImportError without the extra, and Refused for an unknown scheme.
+    Raises UsageError without the extra, and Refused for an unknown scheme.
     """
+    require_extra("remote", "fsspec", *PACKAGES.get(scheme, ()))
     import fsspec
 
     options: dict[str, Any] = {}

@@ -103,9 +103,9 @@ SHARD_BYTES = 40_960  # The size of each of these shards: 6 images of 4 kB, roun
 NAMES = [f"train-{number:05}.tar" for number in range(SHARDS)]
 
 
-def open_remote(server: Server, cache: Path, shards: float = SHARDS) -> ShardReader:
-    """A reader of a server's shards with room for so many."""
-    return ShardReader(server.url, "train", cache, int(shards * SHARD_BYTES))
+def open_remote(server: Server, cache: Path) -> ShardReader:
+    """A reader of a server's shards."""
+    return ShardReader(server.url, "train", cache)
 
 
 def read_all(reader: ShardReader, order: list[int] | None = None) -> list[bytes]:

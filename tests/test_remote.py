@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from seresnext.remote import Refused, file_system, has_secrets, is_final, is_remote, reason_of, shown_url
+from seresnext.errors import UsageError
+from seresnext.remote import Refused, file_system, is_final, is_remote, reason_of, refuse_secrets
 
 
-@pytest.mark.parametrize("url", ["https://ann:secret@host/x", "https://host/x?token=secret", "s3://k:secret@bucket/x"])
-def test_secrets_in_an_address_are_found_and_not_shown(url: str):
+@pytest.mark.parametrize("url", ["https://ann:secret@host/x", "https://host/x?token=secret", "s3://k:secret@host/x"])
+def test_secrets_in_an_address_are_refused_and_not_shown(url: str):
     assert is_remote(url)
-    assert has_secrets(url)
-    assert "secret" not in shown_url(url)
+    with pytest.raises(UsageError, match=r"data\.root (https|s3)://host/x has a user.*in the environment") as caught:
+        refuse_secrets(url, "data.root")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["https://host/x", "s3://bucket/x"])
 def test_an_address_without_secrets(url: str):
-    assert not has_secrets(url)
-    assert shown_url(url) == url
+    refuse_secrets(url, "data.root")
 
 
 def test_messages_of_a_library_are_shown_without_addresses():

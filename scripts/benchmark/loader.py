@@ -30,7 +30,7 @@ from PIL import Image
 
 from seresnext.data.augment.crop import Crop, RandomResizedCrop, resize_into
 from seresnext.data.batches import TrainImages, collate
-from seresnext.data.decode.jpeg import read_frame
+from seresnext.data.decode.jpeg import plain_size
 from seresnext.data.decode.kinds import kind_of
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Encoded, RegionDecoder
@@ -209,8 +209,8 @@ def _time_parts(reader: Reader, fast: bool, epoch: int) -> dict[str, float]:
         began = clock()
         encoded = [Encoded(reader.read(index), partial(reader.name, index)) for index in indices]
         spent["read"] += (read := clock()) - began
-        frames = [read_frame(data) for data, _ in encoded]
-        crops = [crop(number, frame.width, frame.height) for number, frame in enumerate(frames) if frame]
+        sizes = [plain_size(data) for data, _ in encoded]
+        crops = [crop(number, *size) for number, size in enumerate(sizes) if size]
         spent["header"] += (header := clock()) - read
         results = decoder(encoded, crop)
         # The decoder also reads the header and chooses the crop.

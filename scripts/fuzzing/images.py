@@ -30,7 +30,7 @@ from seresnext.data.readers import Reader as Split
 from seresnext.data.readers.imagenet import DEVKIT, TRAIN, VAL, ImagenetReader
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.data.readers.index import Index, NotAnIndex, join_names, write_index
-from seresnext.data.shards.format import Manifest, Shard, index_bytes, list_shard
+from seresnext.data.shards.format import Manifest, index_bytes, list_shard
 from seresnext.data.shards.reader import ShardReader
 from seresnext.errors import DataError
 
@@ -138,10 +138,10 @@ def _shards() -> list[Files]:
                     form,
                 )
                 (Path(folder) / name).write_bytes(content)
-                listing = list_shard(Path(folder) / name, 3)
                 files[f"val/{name}"] = content
-                shards.append(Shard(name, len(content), len(listing.entries), listing.sha256))
-                listings.append(listing.entries)
+                shard, entries = list_shard(Path(folder) / name, 3)
+                shards.append(shard)
+                listings.append(entries)
         index = index_bytes(listings)
         manifest = Manifest(("ant", "bee", "cat"), tuple(shards), hashlib.sha256(index).hexdigest(), {"seed": 0})
         found.append({**files, "val/index.npy": index, "val/index.json": manifest.to_text().encode()})

@@ -34,10 +34,9 @@ from seresnext.files import read_small_json
 from seresnext.printable import printable
 from seresnext.process.packages import require_extra
 from seresnext.process.signals import die_with_parent
-from seresnext.remote import BUGS, Refused, file_system, has_secrets, is_final, is_remote, reason_of, shown_url
+from seresnext.remote import BUGS, PACKAGES, Refused, file_system, is_final, is_remote, reason_of, refuse_secrets
 
 _CHUNK = 16 << 20  # bytes
-_PACKAGES = {"file": (), "s3": ("s3fs",), "gs": ("gcsfs",)}
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 _UPLOAD_NAME = re.compile(r"step-([0-9]{8,18})-([0-9]{6})-([0-9]{4,18})\.(json|safetensors)")
 
@@ -77,21 +76,18 @@ class MirrorFiles:
 
     def __init__(self, address: str) -> None:
         self._scheme = urlsplit(address).scheme if is_remote(address) else "file"
-        if self._scheme not in _PACKAGES:
+        if self._scheme not in ("file", "s3", "gs"):
             problem = f"checkpoint.mirror {printable(address)} is an address of an unknown kind"
             raise UsageError(f"{problem}; give s3://..., gs://... or a folder")
-        require_extra("remote", "fsspec", *_PACKAGES[self._scheme])
+        require_extra("remote", "fsspec", *PACKAGES[self._scheme])
         self.address = address.rstrip("/")
         if self._scheme == "file":
             self.address = os.path.abspath(address)  # noqa: PTH100 (removes `..`)
             if not Path(self.address).parent.is_dir():  # as without the mount of another disk
                 folder = Path(self.address).parent
                 raise UsageError(f"checkpoint.mirror {address}: there is no folder {folder}; make or mount the folder")
-        elif has_secrets(address):
-            raise UsageError(
-                f"checkpoint.mirror {shown_url(address)} has a user, a password or a query, and checkpoints store the "
-                "address; give credentials in the environment or the configuration of the cloud"
-            )
+        else:
+            refuse_secrets(address, "checkpoint.mirror")
 
     def newest_owner(self) -> Owner | None:
         """Return the owner of the address, or None if no run was here. Raises OSError for an unreadable owner."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop, resize_into
-from seresnext.data.augment.erase import RandomErasing
+from seresnext.data.augment.erase import draw_box
 from seresnext.data.augment.policies import PolicyPipeline
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Choose, Crop, Encoded, RegionDecoder
@@ -22,6 +22,7 @@ from seresnext.data.readers import Reader
 from seresnext.data.substitute import ADVICE, ReplacedImage, candidates
 from seresnext.errors import DataError
 from seresnext.randomness import rng_at
+from seresnext.recipe.schema import ErasingSection
 
 # Images that are decoded in one call. The pixels of so few images are still in the processor's cache for the resize.
 _DECODED_TOGETHER = 8
@@ -71,7 +72,7 @@ class TrainImages:
     seed: int
     decoding: Decoding
     policies: PolicyPipeline | None = None
-    erasing: RandomErasing | None = None
+    erasing: ErasingSection | None = None
     substitutes: bool = False
     fast: bool = HAS_NVIMGCODEC
 
@@ -110,7 +111,7 @@ class TrainImages:
         batch = collate(key, images, flips, self.reader.labels)._replace(replaced=tuple(replaced))
         if self.erasing is None:
             return batch
-        boxes = [self.erasing.draw(size, size, rng_at(self.seed, "erase", *address)) for address in addresses]
+        boxes = [draw_box(self.erasing, size, size, rng_at(self.seed, "erase", *address)) for address in addresses]
         return batch._replace(boxes=torch.tensor(boxes))
 
     def _decode(

@@ -15,7 +15,7 @@ from seresnext.errors import DataError
 from seresnext.paths import is_list
 
 
-def _open_folder(root: str, split: str, cache: Path | None, cache_size: float, choice: PhotoChoice | None) -> Reader:
+def _open_folder(root: str, split: str, cache: Path | None, choice: PhotoChoice | None) -> Reader:
     folder = Path(root)
     has_other_val = not (folder / "val").is_dir() and any((folder / name).is_dir() for name in ("valid", "validation"))
     wants_all = split == ALL and not (folder / split).is_dir()
@@ -26,13 +26,12 @@ def _open_folder(root: str, split: str, cache: Path | None, cache_size: float, c
     return FolderReader(folder, split, cache)
 
 
-READERS: dict[str, Callable[[str, str, Path | None, float, PhotoChoice | None], Reader]] = {
+READERS: dict[str, Callable[[str, str, Path | None, PhotoChoice | None], Reader]] = {
     "folder": _open_folder,
-    "imagenet": lambda root, split, cache, size, choice: ImagenetReader(Path(root), split, cache),
-    "shards": lambda root, split, cache, size, choice: ShardReader(root, split, cache, round(size * 1e9)),
+    "imagenet": lambda root, split, cache, choice: ImagenetReader(Path(root), split, cache),
+    "shards": lambda root, split, cache, choice: ShardReader(root, split, cache),
 }
-"""Opens a reader from root, split, cache folder, cache size (GB) and choice of photos, for each `data.format` but
-`synthetic`."""
+"""Opens a reader from root, split, cache folder and choice of photos, for each `data.format` but `synthetic`."""
 
 
 def open_reader(
@@ -40,16 +39,14 @@ def open_reader(
     split: str,
     format: str = "folder",
     cache: Path | None = None,
-    cache_size: float = 200.0,
     choice: PhotoChoice | None = None,
 ) -> Reader:
     """Open the reader of one split of data in a format of `READERS`.
 
-    `root` is a folder; for photos also a list, for shards also an address. The folder `cache` keeps the index, and at
-    most `cache_size` GB of shards. `choice` is for the format `folder`. Raises DataError when the split is missing or
-    cannot be used.
+    `root` is a folder; for photos also a list, for shards also an address. The folder `cache` keeps the index, and the
+    shards of a server. `choice` is for the format `folder`. Raises DataError for a split that cannot be used.
     """
-    return READERS[format](str(root), split, cache, cache_size, choice)
+    return READERS[format](str(root), split, cache, choice)
 
 
 def detect_format(root: Path | str, split: str, format: str) -> str:

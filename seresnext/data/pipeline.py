@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop
-from seresnext.data.augment.erase import RandomErasing, build_erase_fill
+from seresnext.data.augment.erase import build_erase_fill
 from seresnext.data.augment.policies import build_policies
 from seresnext.data.batches import Batch, BatchSource, EvaluationImages, TrainImages
 from seresnext.data.decode.pillow import Decoding
@@ -69,14 +69,13 @@ def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
     data, augment = recipe.data, recipe.augment
     if data.format == "synthetic":
         return SyntheticImages(reader, data.image_size, recipe.model.in_channels, recipe.runtime.seed)
-    erasing = augment.erasing
     return TrainImages(
         reader,
         RandomResizedCrop(data.image_size, augment.crop_scale, augment.crop_ratio, augment.flip, augment.interpolation),
         seed=recipe.runtime.seed,
         decoding=Decoding.of(data),
         policies=build_policies(augment),
-        erasing=RandomErasing(erasing.probability, erasing.scale, erasing.ratio) if erasing else None,
+        erasing=augment.erasing,
         substitutes=data.on_error == "substitute",
     )
 

@@ -21,8 +21,6 @@ Ints = NDArray[np.integer]
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a proportion, in percent (Wilson 1927), without continuity correction."""
-    if count == 0:
-        return 0.0, 100.0
     share, square = correct / count, _Z95**2
     centre = (share + square / (2 * count)) / (1 + square / count)
     half = _Z95 / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))

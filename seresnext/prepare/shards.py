@@ -14,14 +14,13 @@ import io
 import json
 import os
 import re
-import signal
 import tarfile
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,11 @@ import numpy as np
 from PIL import Image, features
 
 from seresnext.data.decode.kinds import ENDINGS, kind_of, not_an_image
-from seresnext.data.decode.pillow import Decoding, decode_as_stored, exif_of, is_gray
+from seresnext.data.decode.pillow import ORIENTATION, Decoding, decode_as_stored, is_gray
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.readers import Reader
 from seresnext.data.shards.format import (
     INDEX,
-    LARGEST_SHARD,
     MANIFEST,
     MOST_CLASSES,
     MOST_SHARDS,
@@ -44,28 +42,24 @@ from seresnext.data.shards.format import (
     list_shard,
 )
 from seresnext.errors import DataError, Failure, UsageError
-from seresnext.files import read_lines
+from seresnext.files import read_lines, write_atomically
 from seresnext.printable import as_utf8, listed, printable
 from seresnext.process.fork import FORK
-from seresnext.process.signals import die_with_parent
+from seresnext.process.signals import init_worker
 from seresnext.progress import progress, warn
 from seresnext.randomness import permutation_at
 from seresnext.run.folder import lies_in
 
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-# Bytes that a tar file needs for an image, in addition to the image: two headers, a label, and padding.
-_TAR_BYTES = 512 + 256 + 512 + 512
-# The mean size of so many images gives the number of images of a shard.
-_SAMPLE = 64
-_WORK = ".progress"  # the folder of unfinished shards, and of a note for each finished shard
 _LISTED = 10  # names in a message
+_OPTIONS = "options.json"  # of an unfinished folder
 
 
 @dataclass(frozen=True)
 class Job:
-    """The shards of one split: the folder, the order of the images, and the options that the bytes depend on.
+    """The shards of one split: the folder, their names, the order of the images, and the options.
 
-    `made` are the shards of earlier starts with the same options, by name.
+    The bytes depend on nothing else. `work` is the folder until all shards are finished, and `known` has the checksums
+    of shards that were finished before, by name.
     """
 
     reader: Reader
@@ -73,19 +67,9 @@ class Job:
     order: np.ndarray
     options: dict[str, Any]
     decoding: Decoding
-    made: dict[str, Shard] = field(default_factory=dict)
-
-    @property
-    def num_shards(self) -> int:
-        return -(-len(self.order) // self.options["images_per_shard"])
-
-    @property
-    def digest(self) -> str:
-        """The SHA-256 of the options."""
-        return hashlib.sha256(json.dumps(self.options, sort_keys=True).encode()).hexdigest()
-
-    def name(self, shard: int) -> str:
-        return f"{self.folder.name}-{shard:05}.tar"
+    names: tuple[str, ...]
+    work: Path
+    known: dict[str, str] = field(default_factory=dict)
 
     def images(self, shard: int) -> range:
         """The positions in the order of the images of a shard."""
@@ -109,33 +93,25 @@ def encode(data: bytes, name: str, options: dict[str, Any], decoding: Decoding) 
         if shorter > short_side:
             # The same rounding as in evaluation: 256 here and 224 / 0.875 there give the same size.
             size = (int(short_side * width / shorter), int(short_side * height / shorter))
-            image = image.resize(size, _FILTERS[options["interpolation"]])
+            image = image.resize(size, Image.Resampling[options["interpolation"].upper()])
         elif kind == "JPEG":
             return data, ending
     if is_gray(data) and decoding.background is None:
         image = image.convert("L")  # Exact, and decoding costs half.
-    buffer = io.BytesIO()
-    # The orientation stays, so that data.exif_rotation means the same for shards.
-    image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0", exif=exif_of(orientation))
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[ORIENTATION] = orientation  # It stays, so that data.exif_rotation means the same for shards.
+    image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0", exif=exif if orientation > 1 else b"")
     return buffer.getvalue(), ".jpg"
 
 
-def images_per_shard(reader: Reader, order: np.ndarray, options: dict[str, Any], decoding: Decoding, size: int) -> int:
-    """Return the number of images that make a shard of about `size` bytes, from the mean size of a sample."""
-    sample = order[:_SAMPLE].tolist()
-    sizes = [len(encode(reader.read(i), reader.name(i), options, decoding)[0]) for i in sample]
-    return max(1, round(size / (sum(sizes) / len(sizes) + _TAR_BYTES)))
-
-
 def write_shard(job: Job, number: int) -> tuple[Shard, np.ndarray]:
-    """Write a shard and the note of it, unless the shard is finished and intact. Return shard and index entries."""
-    name = job.name(number)
-    target, part = job.folder / name, job.folder / _WORK / f"{name}.part"
-    if name in job.made:
-        with suppress(DataError):  # The shard is missing or damaged.
-            listing = list_shard(target, len(job.reader.classes))
-            if listing.sha256 == job.made[name].sha256:
-                return job.made[name], listing.entries
+    """Write a shard, unless the shard is finished and intact. Return shard and index entries."""
+    name, num_classes = job.names[number], len(job.reader.classes)
+    target, part = job.work / name, job.work / f"{name}.part"
+    with suppress(DataError):  # The shard is missing or damaged.
+        shard, entries = list_shard(target, num_classes)
+        if job.known.get(name, shard.sha256) == shard.sha256:
+            return shard, entries
     with part.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for position in job.images(number):
@@ -147,14 +123,8 @@ def write_shard(job: Job, number: int) -> tuple[Shard, np.ndarray]:
                 _add(tar, f"{key}.cls", b"%d" % job.reader.labels[image])
         file.flush()
         os.fsync(file.fileno())
-    # Read the shard back: a shard that the reader would refuse is refused now.
-    listing = list_shard(part, len(job.reader.classes))
-    assert len(listing.entries) == len(job.images(number))
-    shard = Shard(name, part.stat().st_size, len(listing.entries), listing.sha256)
-    # The note comes first. After a stop between the two, the note describes a shard that does not exist yet.
-    _write(job.folder / _WORK / f"{name}.json", json.dumps({"made_by": job.digest, **asdict(shard)}).encode())
     part.replace(target)
-    return shard, listing.entries
+    return list_shard(target, num_classes)  # A shard that the reader would refuse is refused now.
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -163,25 +133,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that appears complete or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-_job: Job
-
-
-def _begin(job: Job) -> None:
-    """Begin a worker. The worker ignores Ctrl-C, since the parent ends the workers, and ends with the parent."""
-    global _job
-    _job = job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent(signal.SIGKILL)
+_job: Job  # Forked workers share the reader.
 
 
 def _work(number: int) -> tuple[Shard, np.ndarray]:
@@ -190,9 +142,11 @@ def _work(number: int) -> tuple[Shard, np.ndarray]:
 
 def write_shards(job: Job, workers: int) -> list[tuple[Shard, np.ndarray]]:
     """Write all shards of a split with several processes. Return the shards and their index entries."""
-    pool = ProcessPoolExecutor(min(workers, job.num_shards), mp_context=FORK, initializer=_begin, initargs=(job,))
+    global _job
+    _job = job
+    pool = ProcessPoolExecutor(min(workers, len(job.names)), mp_context=FORK, initializer=init_worker)
     try:
-        numbers = {pool.submit(_work, number): number for number in range(job.num_shards)}
+        numbers = {pool.submit(_work, number): number for number in range(len(job.names))}
         with progress(str(job.folder), len(job.order), " images") as advance:
             for future in as_completed(numbers):
                 future.result()
@@ -211,63 +165,58 @@ def write_shards(job: Job, workers: int) -> list[tuple[Shard, np.ndarray]]:
 
 
 def write_split(job: Job, workers: int) -> Manifest:
-    """Write the shards of a split and their index. Raises DataError if the folder has other shards."""
-    work = job.folder / _WORK
-    made = _made_before(job)
-    work.mkdir(parents=True, exist_ok=True)
-    with _lock(job.folder):
-        names = {job.name(number) for number in range(job.num_shards)}
-        for path in (*work.glob("*.part"), *work.glob("*.json")):
-            if path.stem not in names:
-                if path.suffix == ".json":  # The index would not have this shard of other options.
-                    (job.folder / path.stem).unlink(missing_ok=True)
-                path.unlink()
-        shards, listings = zip(*write_shards(replace(job, made=made), workers), strict=True)
-        manifest = write_index(job.folder, job.reader.classes, shards, listings, job.options)
-        for file in work.iterdir():
-            file.unlink()
-    work.rmdir()
+    """Write the shards of a split and their index, in a folder that gets its name when all is written.
+
+    In a finished folder, damaged shards are written again. Raises DataError if the folder has anything else.
+    """
+    if known := _finished_shards(job):
+        job = replace(job, work=job.folder, known=known, names=tuple(known))
+    job.work.mkdir(parents=True, exist_ok=True)
+    with _lock(job.work):
+        note, options = job.work / _OPTIONS, json.dumps(job.options)
+        if not known and not (note.exists() and note.read_text() == options):
+            for shard in job.work.iterdir():  # They have other options.
+                shard.unlink()
+            note.write_text(options)
+        shards, listings = zip(*write_shards(job, workers), strict=True)
+        manifest = write_index(job.work, job.reader.classes, shards, listings, job.options)
+        if not known:
+            os.sync()  # A loss of power must not leave a finished folder with unfinished files.
+            job.work.rename(job.folder)
+            (job.folder / _OPTIONS).unlink()
     return manifest
 
 
-def _made_before(job: Job) -> dict[str, Shard]:
-    """Return the shards of earlier starts with the same options, finished or not.
+def _finished_shards(job: Job) -> dict[str, str]:
+    """Return the checksums of the shards of a finished folder by name, nothing for a new or empty folder.
 
-    Raises DataError if the folder has finished shards of other images or options, or other tar files.
+    Raises DataError if the folder has shards of other images or options, or other files.
     """
-    path, names, made = job.folder / MANIFEST, set[str](), {}
-    for note in (job.folder / _WORK).glob("*.json"):
-        names.add(note.stem)
-        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # A damaged note.
-            fields = json.loads(note.read_bytes())
-            if fields.pop("made_by") == job.digest:
-                made[note.stem] = Shard(**fields)
+    path = job.folder / MANIFEST
     if path.exists():
         found = Manifest.from_text(path.read_bytes(), str(path))
         changed = [key for key in job.options if found.options.get(key) != job.options[key]]
         if changed:
             listing = ", ".join(f"{key}: {found.options.get(key)}, now {job.options[key]}" for key in changed)
             raise DataError(f"{job.folder} has other shards ({listing}); give another --output, or remove the folder")
-        expected = {job.name(number) for number in range(job.num_shards)}
-        made = {shard.name: shard for shard in found.shards if shard.name in expected}
-        names = set(made)
-    foreign = sorted({path.name for path in job.folder.glob("*.tar")} - names)
-    if foreign:
-        raise DataError(
-            f"{job.folder} has files of other shards: {', '.join(listed(foreign, _LISTED))}; give another --output, or "
-            "remove the files"
-        )
-    return made
+        return {shard.name: shard.sha256 for shard in found.shards}
+    if others := sorted(path.name for path in job.folder.glob("*")):
+        names = ", ".join(listed(others, _LISTED))
+        raise DataError(f"{job.folder} has other files: {names}; give another --output, or remove the files")
+    return {}
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    with (folder / _WORK / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another `seresnext prepare shards` writes to {folder}; wait until it ends") from None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError:
+        raise UsageError(f"another `seresnext prepare shards` writes to {folder}; wait until it ends") from None
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # A worker that is being killed has a copy of the descriptor.
+        os.close(descriptor)
 
 
 def write_index(
@@ -276,8 +225,10 @@ def write_index(
     """Write `index.npy`, then `index.json`. The second file makes the folder usable."""
     content = index_bytes(listings)
     manifest = Manifest(classes, tuple(shards), hashlib.sha256(content).hexdigest(), options)
-    _write(folder / INDEX, content)
-    _write(folder / MANIFEST, manifest.to_text().encode())
+    temporary = folder / f".{INDEX}"
+    temporary.write_bytes(content)
+    temporary.replace(folder / INDEX)  # A training may have mapped the file.
+    write_atomically(folder / MANIFEST, manifest.to_text())
     return manifest
 
 
@@ -290,12 +241,12 @@ def index_existing(folder: Path, classes_file: Path) -> None:
     shards, listings = [], []
     with progress(str(folder), sum(path.stat().st_size for path in paths), "B") as advance:
         for path in paths:
-            listing = list_shard(path, len(classes))
-            if not len(listing.entries):
+            shard, entries = list_shard(path, len(classes))
+            if not shard.images:
                 raise DataError(f"{path} has no images; remove the file")
-            shards.append(Shard(path.name, path.stat().st_size, len(listing.entries), listing.sha256))
-            listings.append(listing.entries)
-            advance(shards[-1].bytes)
+            shards.append(shard)
+            listings.append(entries)
+            advance(shard.bytes)
     manifest = write_index(folder, classes, shards, listings, {"source": "existing shards"})
     print(f"{folder}: {manifest.num_images:,} images in {len(manifest.shards)} shards")
 
@@ -314,17 +265,20 @@ def plan(split: str, arguments: Namespace) -> Job:
     if arguments.quality is not None:
         options |= {"subsampling": "4:2:0", "interpolation": arguments.interpolation if arguments.short_side else None}
         # Another version of the encoder may write other bytes for the same pixels.
-        options |= {"encoder": f"Pillow {Image.__version__}, libjpeg {features.version('jpg')}"}
+        options["encoder"] = f"Pillow {Image.__version__}, libjpeg {features.version('jpg')}"
     decoding = Decoding(arguments.max_pixels, exif_rotation=True, background=arguments.background)
     if arguments.background is not None:
         options["background"] = list(arguments.background)
-    if arguments.images_per_shard is None:
-        size = arguments.shard_size * 1_000_000
-        options["images_per_shard"] = images_per_shard(reader, order, options, decoding, size)
-    job = Job(reader, arguments.output / split, order, options, decoding)
-    if job.num_shards > MOST_SHARDS or len(reader.classes) > MOST_CLASSES:
-        raise UsageError(f"{job.num_shards} shards are more than {MOST_SHARDS}; give a larger --shard-size")
-    return job
+    num_shards = -(-len(order) // arguments.images_per_shard)
+    if num_shards > MOST_SHARDS:
+        raise UsageError(f"{num_shards} shards are more than {MOST_SHARDS}; give a larger --images-per-shard")
+    if len(reader.classes) > MOST_CLASSES:
+        raise DataError(
+            f"{root} has {len(reader.classes)} classes, and shards have at most {MOST_CLASSES}; merge classes"
+        )
+    names = tuple(f"{split}-{number:05}.tar" for number in range(num_shards))
+    work = arguments.output / f".{split}.unfinished"
+    return Job(reader, arguments.output / split, order, options, decoding, names, work)
 
 
 def prepare_shards(arguments: Namespace) -> None:
@@ -332,8 +286,6 @@ def prepare_shards(arguments: Namespace) -> None:
 
     `arguments` are those of the command, see seresnext/commands/prepare.py.
     """
-    if arguments.shard_size * 1_000_000 > LARGEST_SHARD // 2:
-        raise UsageError(f"--shard-size {arguments.shard_size}: must be at most 2000")
     if lies_in(arguments.output, arguments.data):
         raise UsageError(f"--output {arguments.output} lies inside the data {arguments.data}; give another folder")
     for split in arguments.split or ("train", "val"):

@@ -33,6 +33,7 @@ _COMMON_NAMES = {
 
 REMOVED = {
     "runtime.measure": "remove the key, and set runtime.compile and runtime.channels_last if the defaults are slow",
+    "data.cache_size": "remove the key; all downloaded shards stay in the folder data.cache",
     "runtime.static_graph": "remove the key; the run stays the same",
     "runtime.bucket_mb": "remove the key; DDP averages 25 MiB of gradients at a time",
     "batch.micro_size=auto": "write a number that fits in the memory of the GPU, such as 64",

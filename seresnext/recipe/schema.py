@@ -134,7 +134,7 @@ AutoBool = Annotated[Literal["auto", True, False], BeforeValidator(_not_a_number
 ONLY_FOR = [
     ("augment.policy.name", "randaugment", "augment.policy.num_ops augment.policy.magnitude"),
     ("data.format", "folder", "data.class_map data.exclude data.ignore data.split"),
-    ("data.format", "shards", "data.cache_size data.shuffle_shards"),
+    ("data.format", "shards", "data.shuffle_shards"),
     ("data.format", "synthetic", "data.synthetic_images"),
     ("data.on_error", "substitute", "data.max_bad_images"),
     ("loss.name", "bce", "loss.target_threshold"),
@@ -213,9 +213,9 @@ class DataSection(Section):
         "`shards`: tar files of `seresnext prepare shards`. `synthetic`: generated images, for benchmarks.",
     )
     cache: PathText | None = _key(
-        None, "Folder for the index of the data. null: `seresnext` in the user's cache folder."
+        None,
+        "Folder for the index of the data and for downloaded shards. null: `seresnext` in the user's cache folder.",
     )
-    cache_size: Number = _key(200.0, "`shards` only: GB (10^9 bytes) of downloaded shards to keep.", gt=0, le=1e9)
     shuffle_shards: int | None = _key(None, "`shards` only: shards shuffled at a time. null: all.", ge=1, le=65_536)
     train_split: Text = _key("train", "Folder of the training images under the root.")
     val_split: Text = _key("val", "Folder of the validation images under the root.")

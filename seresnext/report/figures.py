@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WIDTH, HEIGHT = 520, 320
-"""The size of a chart, in units of the SVG."""
+_WIDTH, _HEIGHT = 520, 320  # of a chart, in units of the SVG, as in the template
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 44
 _MOST_POINTS = 400  # of a line; a page has some 500 pixels for them
 _MOST_DOTS = 40
@@ -41,7 +40,7 @@ def build_chart(
 
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = (x - x_low) / max(x_high - x_low, 1e-9), (y - y_low) / (y_high - y_low)
-        left, top = _LEFT + across * (WIDTH - _LEFT - _RIGHT), HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM)
+        left, top = _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
         return round(left, 1), round(top, 1)
 
     lines = []
@@ -61,7 +60,7 @@ def build_chart(
         "x_ticks": [(place(x, y_low)[0], f"{x:g}") for x in ticks(*x_range) if x_low <= x <= x_high],
         "y_ticks": [(place(x_low, y)[1], f"{y:g}") for y in y_values],
         "lines": lines,
-        "box": (_LEFT, _TOP, WIDTH - _RIGHT, HEIGHT - _BOTTOM),
+        "box": (_LEFT, _TOP, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM),
     }
 
 

@@ -44,8 +44,5 @@ def grad_cam(model: SENet, images: Tensor, classes: Sequence[int], stage: str) -
 
 def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
     """Return a gray copy of an image with orange at the high places of a map (h w, 0..1)."""
-    scaled = Image.fromarray(heat.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
-    share = 0.75 * np.asarray(scaled)[..., None]
-    gray = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
-    mixed = gray * (1 - share) + np.array(_COLOUR, dtype=np.float32) * share
-    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
+    share = Image.fromarray((0.75 * 255 * heat).astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
+    return Image.composite(Image.new("RGB", image.size, _COLOUR), image.convert("L").convert("RGB"), share)

@@ -16,7 +16,7 @@ from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
 from seresnext.data.readers import Reader, check_classes, check_same_classes
 from seresnext.data.readers.photo_choice import photo_choice
-from seresnext.data.shards.reader import check_cache
+from seresnext.data.shards.reader import check_room
 from seresnext.data.substitute import ADVICE
 from seresnext.data.survey import Survey, describe, survey
 from seresnext.data.synthetic import SyntheticReader
@@ -123,9 +123,9 @@ def _open_both(recipe: Recipe, dataset: Mapping[str, Any]) -> tuple[dict[str, Re
     for name, split in (("training", data.train_split), ("validation", data.val_split)):
         with _collecting(problems):
             choice = photo_choice(recipe, dataset)
-            reader = readers[name] = open_reader(data.root, split, data.format, cache, data.cache_size, choice)
-            if name == "training":
-                check_cache(reader, data.shuffle_shards)
+            readers[name] = open_reader(data.root, split, data.format, cache, choice)
+    with _collecting(problems):
+        check_room(readers.values())
     return readers, problems
 
 

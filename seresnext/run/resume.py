@@ -28,7 +28,7 @@ from seresnext.training.plan import LATER_FIELDS, Progress
 
 # Keys and sections that change no number of a run, only loading, logging and saving. They may change on a resume.
 FREE_KEYS = frozenset({
-    "data.root", "data.cache", "data.cache_size", "data.workers", "data.on_error", "data.max_bad_images",
+    "data.root", "data.cache", "data.workers", "data.on_error", "data.max_bad_images",
     "data.ignore", "data.class_map", "data.exclude",  # The images are compared.
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.on_failure", "checkpoint.mirror",
     "logging", "optimizer.stop_after_skips", "runtime.loader_timeout", "runtime.collective_timeout",

@@ -245,7 +245,7 @@ def _open_split(recipe: Recipe, root: str, split: str, loaded: LoadedWeights) ->
     cache = Path(recipe.data.cache) if recipe.data.cache else None
     format = detect_format(root, split, recipe.data.format)
     choice = stored_choice(loaded.metadata.dataset, loaded.source) if loaded.metadata else None
-    return open_reader(root, split, format, cache, recipe.data.cache_size, choice)
+    return open_reader(root, split, format, cache, choice)
 
 
 def _select(

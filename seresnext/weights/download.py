@@ -7,6 +7,8 @@ import hashlib
 import http.client
 import os
 import sys
+import threading
+from concurrent.futures import Future
 from io import BufferedRandom
 from pathlib import Path
 from urllib.error import HTTPError
@@ -14,7 +16,8 @@ from urllib.request import Request, urlopen
 
 from seresnext.progress import progress
 
-_SILENT_SECONDS = 10.0  # without a byte
+_ANSWER_SECONDS = 5.0  # until the headers of the answer are there
+_SILENT_SECONDS = 30.0  # without a byte of the content
 _MOST_BYTES = 1 << 30
 _CHUNK = 1 << 20
 
@@ -82,7 +85,7 @@ def _complete(url: str, file: BufferedRandom, path: Path) -> None:
 def _append(url: str, file: BufferedRandom, label: str) -> None:
     start = file.tell()
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    with urlopen(request, timeout=_SILENT_SECONDS) as answer:
+    with _open(request) as answer:
         if answer.status != http.client.PARTIAL_CONTENT:
             start = file.truncate(0)  # A server without ranges starts over.
         total = start + int(answer.headers["Content-Length"] or _MOST_BYTES)
@@ -95,3 +98,23 @@ def _append(url: str, file: BufferedRandom, label: str) -> None:
                 advance(len(chunk))
     if "Content-Length" in answer.headers and file.tell() != total:
         raise OSError(f"the connection ended after {file.tell():,} of {total:,} bytes")
+
+
+def _open(request: Request) -> http.client.HTTPResponse:
+    """Return the answer of a server. Raises OSError, also if there is no answer in time.
+
+    No timeout of a socket covers a name server that is silent, hence the thread.
+    """
+    answer: Future[http.client.HTTPResponse] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(urlopen(request, timeout=_SILENT_SECONDS))
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(_ANSWER_SECONDS)
+    except TimeoutError:
+        raise TimeoutError(f"no answer in {_ANSWER_SECONDS:.0f} s") from None

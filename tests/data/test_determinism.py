@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ from encoded_images import Images, encoded, noise, rgb
 from torch import Tensor
 
 from seresnext.data.augment.crop import RandomResizedCrop
-from seresnext.data.augment.erase import EraseFill, RandomErasing
+from seresnext.data.augment.erase import EraseFill
 from seresnext.data.augment.mixup import MixupCutmix
-from seresnext.data.augment.policies import ColorJitter, PolicyPipeline, RandAugment, TrivialAugment
+from seresnext.data.augment.policies import PolicyPipeline, jitter_color, rand_augment, trivial_augment
 from seresnext.data.augment.progressive import ImageSizeSchedule
 from seresnext.data.batches import Batch, TrainImages
 from seresnext.data.decode.pillow import Decoding
@@ -27,6 +28,7 @@ from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.loading.prefetch import prefetch
 from seresnext.data.order import BatchKey, Order
 from seresnext.randomness import rng_at
+from seresnext.recipe.schema import ColorJitterSection, ErasingSection, PolicySection
 
 IMAGES, GLOBAL, MICRO, REPEATS = 50, 16, 4, 2
 TOTAL = 9  # Three epochs of three steps.
@@ -44,9 +46,14 @@ def source(kind: type[TrainImages] = TrainImages, seed: int = 5) -> TrainImages:
         seed=seed,
         decoding=Decoding(10**6),
         policies=PolicyPipeline(
-            (RandAugment(2, 9, 31), TrivialAugment(31), ColorJitter(0.4, 0.4, 0.4, 0.1)), "bilinear"
+            (
+                partial(rand_augment, PolicySection(num_ops=2, magnitude=9)),
+                partial(trivial_augment, PolicySection(name="trivialaugment")),
+                partial(jitter_color, ColorJitterSection(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)),
+            ),
+            "bilinear",
         ),
-        erasing=RandomErasing(0.5, (0.02, 0.33), (0.3, 3.3)),
+        erasing=ErasingSection(probability=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3)),
     )
 
 
@@ -187,7 +194,7 @@ def test_no_augmentation_moves_the_crops_and_flips_of_a_recipe_without_it():
         TrainImages(READER, transform, seed=5, decoding=Decoding(10**6), **settings).make(key)  # type: ignore[arg-type]
         for settings in (
             {},
-            {"erasing": RandomErasing(1.0, (0.1, 0.2), (1.0, 2.0))},
+            {"erasing": ErasingSection(probability=1, scale=(0.1, 0.2), ratio=(1, 2))},
             {"policies": PolicyPipeline((), "bilinear")},
         )
     )

@@ -38,10 +38,6 @@ def test_the_interval_is_scipys(correct: int, count: int) -> None:
     assert wilson_interval(correct, count) == pytest.approx((100 * interval.low, 100 * interval.high), abs=1e-9)
 
 
-def test_no_image_says_nothing() -> None:
-    assert wilson_interval(0, 0) == (0, 100)
-
-
 def counts_of(confusion: np.ndarray) -> np.ndarray:
     """Return correct images, labels and predictions of each class, as in an `Evaluation`."""
     return np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])

@@ -17,7 +17,6 @@ from seresnext.recipe.show import print_recipe, to_yaml
 DISAGREEMENTS = """
 data.shuffle_shards=8 | data.shuffle_shards: has no effect with data.format folder, only with shards; null | \
 data.format=shards
-data.cache_size=50 | data.cache_size: ; folder; found 50; the default, 200 | data.format=shards
 data.split={}; data.train_split=all | data.split: divides; found all and val; null | data.train_split=train
 data.format=imagenet; data.ignore=['x'] | data.ignore: ; only with folder; found [x] | data.format=folder
 data.format=shards; data.split={val: 0.1} | data.split: ; only with folder; null | data.split=null
@@ -217,7 +216,7 @@ def test_any_recipe_runs_with_synthetic_images(name: str, tmp_path: Path) -> Non
 def test_checkpoint_may_have_unused_settings() -> None:
     """Such a checkpoint can be validated, and resumed by a corrected recipe."""
     values = to_values(load_recipe("seresnext50").recipe)
-    values["data"] |= {"max_bad_images": 5, "cache_size": 50.0}
+    values["data"] |= {"max_bad_images": 5, "shuffle_shards": 50}
     values["loss"] |= {"name": "bce", "target_threshold": 0.2}
     values["mix"]["mixup"] = 0.2
     values["model"]["reset_head"] = True

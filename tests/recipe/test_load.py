@@ -65,6 +65,7 @@ def test_removed_keys_are_dropped_from_a_saved_recipe() -> None:
     recipe = load_recipe("digits").recipe
     values = to_values(recipe)
     old = {**values, "runtime": {**values["runtime"], "measure": True, "bucket_mb": 13.0}}
+    old["data"] = {**values["data"], "cache_size": 50.0}
     assert recipe_from_values(old, "a checkpoint") == recipe
     assert old["runtime"]["measure"]  # The caller's values do not change.
 

@@ -281,7 +281,7 @@ def test_keys_that_only_one_recipe_has():
 
 
 FREE = {
-    "data.root": "other", "data.cache": "other", "data.cache_size": 7.0, "data.workers": 99, "data.ignore": ("x",),
+    "data.root": "other", "data.cache": "other", "data.workers": 99, "data.ignore": ("x",),
     "data.class_map": "other", "data.exclude": "other",
     "data.on_error": "substitute", "data.max_bad_images": 6, "checkpoint.every": Duration(77, "st"),
     "checkpoint.keep": 99, "checkpoint.keep_every": Duration(77, "st"), "checkpoint.on_failure": "continue",

@@ -89,7 +89,7 @@ def test_from_photos_to_a_report(finetune: Finetune, photos: Path, tmp_path: Pat
     assert recipe["optimizer"]["lr"] == pytest.approx(10 * USUAL.optimizer.lr * 8 / 64)
     text = output + errors
     assert "0/0000.png is no PNG image that can be decoded" in text
-    assert "skipped files: 1 text (.txt)" in text
+    assert "skipped files: 1 .txt (a text)" in text
     assert "75 training and 15 validation images" in text
     assert "<html" in (run / "report" / "index.html").read_text()
     assert json.loads((run / "status.json").read_text())["state"] == "finished"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -110,11 +111,15 @@ def test_after_a_failure_the_next_process_downloads(server: Server, tmp_path: Pa
 def test_a_server_that_does_not_answer_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
-    monkeypatch.setattr(module, "_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
-        with pytest.raises(TimeoutError, match="timed out"):
+        with pytest.raises(TimeoutError, match="no answer"):
             download(f"http://127.0.0.1:{silent.getsockname()[1]}/{NAME}", tmp_path)
+    # A name server that does not answer blocks without a timeout.
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: threading.Event().wait(1) or [])
+    with pytest.raises(TimeoutError, match="no answer"):
+        download(f"http://host.invalid/{NAME}", tmp_path)
     assert time.monotonic() - start < 2
     monkeypatch.undo()
     with pytest.raises(OSError, match="404"):

@@ -15,13 +15,7 @@ from seresnext.data.decode.regions import Crop
 from seresnext.errors import DataError
 from seresnext.randomness import RandomStream
 
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _CROP_ATTEMPTS = 10
-# The operators that torch.nn.functional.interpolate calls. Only the operators take `out`.
-_KERNELS = {
-    "bilinear": torch._C._nn._upsample_bilinear2d_aa,  # pyright: ignore[reportAttributeAccessIssue]
-    "bicubic": torch._C._nn._upsample_bicubic2d_aa,  # pyright: ignore[reportAttributeAccessIssue]
-}
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ class ResizeCenterCrop:
         """Return the centre crop of an image, uint8 H W C. Pixels outside of the image are black."""
         size = self._resized(image)
         if size != image.size:
-            image = image.resize(size, _FILTERS[self.interpolation])
+            image = image.resize(size, Image.Resampling[self.interpolation.upper()])
         left, top = (round((side - self.image_size) / 2) for side in image.size)
         box = (left, top, left + self.image_size, top + self.image_size)
         return torch.from_numpy(np.array(image.crop(box)))
@@ -128,4 +122,6 @@ def _resize(out: Tensor, pixels: np.ndarray, interpolation: str) -> None:
         each.as_strided((1, 3, *each.shape[:2]), (each.numel(), 1, each.shape[1] * 3, 3))
         for each in (torch.from_numpy(pixels), out)
     )
-    _KERNELS[interpolation](source, (out.shape[0], out.shape[1]), False, None, None, out=target)
+    # An operator that torch.nn.functional.interpolate calls. Only the operators take `out`.
+    kernel = getattr(torch._C._nn, f"_upsample_{interpolation}2d_aa")  # pyright: ignore[reportAttributeAccessIssue]
+    kernel(source, out.shape[:2], False, None, None, out=target)

@@ -9,34 +9,23 @@ import torch
 from torch import Tensor
 
 from seresnext.randomness import RandomStream, torch_seed_at
-from seresnext.recipe.schema import Recipe
+from seresnext.recipe.schema import ErasingSection, Recipe
 
 _ATTEMPTS = 10
 
 
-@dataclass(frozen=True)
-class RandomErasing:
-    """Probability and size of a box to erase.
-
-    `scale` is the range of the box's share of the image's area, `ratio` the range of height / width.
-    """
-
-    probability: float
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-
-    def draw(self, height: int, width: int, draws: RandomStream) -> tuple[int, int, int, int]:
-        """Return top, left, height and width of the box to erase, or zeros. The algorithm is torchvision's."""
-        if not draws.bernoulli(self.probability):
-            return 0, 0, 0, 0
-        low, high = (math.log(ratio) for ratio in self.ratio)
-        for _ in range(_ATTEMPTS):
-            area = height * width * draws.uniform(*self.scale)
-            ratio = math.exp(draws.uniform(low, high))
-            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if h < height and w < width:
-                return draws.randint(height - h + 1), draws.randint(width - w + 1), h, w
+def draw_box(erasing: ErasingSection, height: int, width: int, draws: RandomStream) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of the box to erase, or zeros. The algorithm is torchvision's."""
+    if not draws.bernoulli(erasing.probability):
         return 0, 0, 0, 0
+    low, high = (math.log(ratio) for ratio in erasing.ratio)
+    for _ in range(_ATTEMPTS):
+        area = height * width * draws.uniform(*erasing.scale)
+        ratio = math.exp(draws.uniform(low, high))
+        h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if h < height and w < width:
+            return draws.randint(height - h + 1), draws.randint(width - w + 1), h, w
+    return 0, 0, 0, 0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from seresnext.randomness import RandomStream
-from seresnext.recipe.schema import AugmentSection
+from seresnext.recipe.schema import AugmentSection, ColorJitterSection, PolicySection
 
 
 class AugmentOp(NamedTuple):
@@ -26,10 +27,8 @@ class AugmentOp(NamedTuple):
     magnitude: float
 
 
-class Policy(Protocol):
-    """Draws the operations for an image with a side of `size` pixels."""
-
-    def draw(self, size: int, draws: RandomStream) -> list[AugmentOp]: ...
+Policy = Callable[[int, RandomStream], list[AugmentOp]]
+"""Draws the operations for an image with a side of so many pixels."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class PolicyPipeline:
         """
         if flip:
             pixels = pixels.flip(1)
-        operations = [step for policy in self.policies for step in policy.draw(len(pixels), draws)]
+        operations = [step for policy in self.policies for step in policy(len(pixels), draws)]
         if all(operation.name == "identity" for operation in operations):
             return pixels
         image = Image.fromarray(pixels.numpy())
@@ -58,57 +57,39 @@ class PolicyPipeline:
         return torch.from_numpy(np.array(image))
 
 
-@dataclass(frozen=True)
-class RandAugment:
-    """RandAugment (Cubuk et al. 2020): `num_ops` random operations of a magnitude of 0 to `num_magnitude_bins - 1`."""
-
-    num_ops: int
-    magnitude: int
-    num_magnitude_bins: int
-
-    def draw(self, size: int, draws: RandomStream) -> list[AugmentOp]:
-        level = self.magnitude / (self.num_magnitude_bins - 1)
-        # The paper's code shifts by up to 150 of 331 pixels.
-        limits = {"shear": 0.3, "shift": 150 / 331 * size, "angle": 30, "factor": 0.9, "bits": 4}
-        return [_draw_op(draws, level, **limits) for _ in range(self.num_ops)]
+def rand_augment(policy: PolicySection, size: int, draws: RandomStream) -> list[AugmentOp]:
+    """Draw as RandAugment (Cubuk et al. 2020): several random operations of one magnitude."""
+    assert policy.num_ops is not None
+    assert policy.magnitude is not None
+    level = policy.magnitude / (policy.num_magnitude_bins - 1)
+    # The paper's code shifts by up to 150 of 331 pixels.
+    limits = {"shear": 0.3, "shift": 150 / 331 * size, "angle": 30, "factor": 0.9, "bits": 4}
+    return [_draw_op(draws, level, **limits) for _ in range(policy.num_ops)]
 
 
-@dataclass(frozen=True)
-class TrivialAugment:
-    """TrivialAugment Wide (Mueller and Hutter 2021): one random operation of a random magnitude."""
-
-    num_magnitude_bins: int
-
-    def draw(self, size: int, draws: RandomStream) -> list[AugmentOp]:
-        level = draws.randint(self.num_magnitude_bins) / (self.num_magnitude_bins - 1)
-        return [_draw_op(draws, level, shear=0.99, shift=32, angle=135, factor=0.99, bits=6)]
+def trivial_augment(policy: PolicySection, size: int, draws: RandomStream) -> list[AugmentOp]:
+    """Draw as TrivialAugment Wide (Mueller and Hutter 2021): one random operation of a random magnitude."""
+    level = draws.randint(policy.num_magnitude_bins) / (policy.num_magnitude_bins - 1)
+    return [_draw_op(draws, level, shear=0.99, shift=32, angle=135, factor=0.99, bits=6)]
 
 
-@dataclass(frozen=True)
-class ColorJitter:
-    """Brightness, contrast, saturation and hue, each by a random factor, in a random order.
+def jitter_color(jitter: ColorJitterSection, size: int, draws: RandomStream) -> list[AugmentOp]:
+    """Draw brightness, contrast, saturation and hue, each with a random factor, in a random order.
 
     A factor is uniform in 1 - x .. 1 + x, at least 0. Hue turns by a uniform share of a turn in -x .. x.
     """
-
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-
-    def draw(self, size: int, draws: RandomStream) -> list[AugmentOp]:
-        operations = [
-            AugmentOp(name, draws.uniform(max(0.0, 1 - reach), 1 + reach))
-            for name in ("brightness", "contrast", "saturation")
-            if (reach := getattr(self, name))
-        ]
-        if self.hue:
-            operations.append(AugmentOp("hue", draws.uniform(-self.hue, self.hue)))
-        # A uniform shuffle (Fisher and Yates).
-        for last in range(len(operations) - 1, 0, -1):
-            other = draws.randint(last + 1)
-            operations[last], operations[other] = operations[other], operations[last]
-        return operations
+    operations = [
+        AugmentOp(name, draws.uniform(max(0.0, 1 - reach), 1 + reach))
+        for name in ("brightness", "contrast", "saturation")
+        if (reach := getattr(jitter, name))
+    ]
+    if jitter.hue:
+        operations.append(AugmentOp("hue", draws.uniform(-jitter.hue, jitter.hue)))
+    # A uniform shuffle (Fisher and Yates).
+    for last in range(len(operations) - 1, 0, -1):
+        other = draws.randint(last + 1)
+        operations[last], operations[other] = operations[other], operations[last]
+    return operations
 
 
 def _draw_op(
@@ -177,16 +158,14 @@ OPERATIONS: dict[str, Callable[[Image.Image, float, Image.Resampling], Image.Ima
 _CHOICES = [name for name in OPERATIONS if name != "hue"]  # Drawn by position.
 
 
+_POLICIES = {"randaugment": rand_augment, "trivialaugment": trivial_augment}
+
+
 def build_policies(augment: AugmentSection) -> PolicyPipeline | None:
     """Return the policies of a recipe, or None for a recipe without."""
     policies: list[Policy] = []
-    if policy := augment.policy:
-        if policy.name == "randaugment":
-            assert policy.num_ops is not None
-            assert policy.magnitude is not None
-            policies.append(RandAugment(policy.num_ops, policy.magnitude, policy.num_magnitude_bins))
-        else:
-            policies.append(TrivialAugment(policy.num_magnitude_bins))
-    if jitter := augment.color_jitter:
-        policies.append(ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue))
+    if augment.policy:
+        policies.append(partial(_POLICIES[augment.policy.name], augment.policy))
+    if augment.color_jitter:
+        policies.append(partial(jitter_color, augment.color_jitter))
     return PolicyPipeline(tuple(policies), augment.interpolation) if policies else None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,7 @@ _SOS, _DRI = 0xDA, 0xDD
 _APP0, _APP1, _APP2, _APP13, _ADOBE = 0xE0, 0xE1, 0xE2, 0xED, 0xEE
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))
-# Frames: all codings of ITU-T T.81, table B.1. The two are baseline and extended sequential Huffman.
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Frames that are baseline and extended sequential Huffman (ITU-T T.81, table B.1).
 _SEQUENTIAL_FRAMES = frozenset((0xC0, 0xC1))
 # Other usual segments: quantization and Huffman tables, data of applications, comments.
 _USUAL = frozenset((0xC4, 0xDB, *range(_APP0, 0xF0), 0xFE))
@@ -34,55 +32,35 @@ _OTHER_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7]")
 _RESTARTS = bytes(range(0xD0, 0xD8))
 
 
-class Frame(NamedTuple):
-    """The picture of a JPEG.
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height of a plain JPEG; None for any other bytes. Raises nothing.
 
-    `is_plain`: gray or YCbCr of 8 bits, of an ordinary sampling, of one scan, and complete. All markers are in order
-    from the beginning to the end of the file, and the coded data contain none. All decoders see the same picture then.
-    A progressive JPEG is not plain: a region takes nine tenths of the time of the whole.
+    Plain is gray or YCbCr of 8 bits, of an ordinary sampling, of one scan, and complete. All markers are in order from
+    the beginning to the end of the file, and the coded data contain none. All decoders see the same picture then. A
+    progressive JPEG is not plain: a region takes nine tenths of the time of the whole.
     """
-
-    width: int
-    height: int
-    is_plain: bool
-
-
-def read_frame(data: bytes) -> Frame | None:
-    """Return the frame of a JPEG; None for any other bytes, and for a JPEG without a whole header. Raises nothing."""
-    if data[:2] != b"\xff\xd8":
+    if data[:2] != b"\xff\xd8" or _END not in data[-_TAIL:]:
         return None
-    width = height = interval = 0
-    components = b""
-    is_plain = _END in data[-_TAIL:]
+    size, components, interval = (0, 0), b"", 0
     for marker, body, end in _segments(data, 2):
         if marker == _SOS:
-            if not (width and height):
-                return None
-            return Frame(width, height, is_plain and _has_its_scan(data, body, end, components, interval))
-        if marker in _FRAMES:
-            if width or len(body) < 6:  # A second frame: hierarchical, or nonsense.
-                return None
-            height, width = int.from_bytes(body[1:3]), int.from_bytes(body[3:5])
+            return size if all(size) and _has_its_scan(data, body, end, components, interval) else None
+        if marker in _SEQUENTIAL_FRAMES and not components and body[:1] == b"\x08" and _is_usual(body):
+            size = int.from_bytes(body[3:5]), int.from_bytes(body[1:3])
             components = body[6:]
-            is_plain = is_plain and marker in _SEQUENTIAL_FRAMES and body[0] == 8 and _is_usual(body[5], components)
-        elif marker == _DRI:
+        elif marker == _DRI and len(body) == 2:
             interval = int.from_bytes(body)
-            is_plain = is_plain and len(body) == 2
-        elif is_plain:
-            is_plain = _is_read_alike(marker, body)
+        elif not _is_read_alike(marker, body):
+            return None
     return None
 
 
-def read_metadata(data: bytes) -> dict[str, bytes]:
-    """Return `exif` and `xmp` of a JPEG, as Pillow's plugin finds both before the first scan. Raises nothing."""
-    found: dict[str, bytes] = {}
-    for marker, body, _ in _segments(data, 2):
-        if marker == _APP1 and body.startswith(_EXIF):
-            # A longer block is in several segments.
-            found["exif"] = found["exif"] + body[len(_EXIF) :] if "exif" in found else body
-        elif marker == _APP1 and body.startswith(_XMP):
-            found["xmp"] = body[len(_XMP) :]
-    return found
+def read_metadata(data: bytes) -> tuple[bytes, bool]:
+    """Return the EXIF of a JPEG, and whether there is XMP, both before the first scan as for Pillow. Raises nothing."""
+    bodies = [body for marker, body, _ in _segments(data, 2) if marker == _APP1]
+    # A longer block is in several segments.
+    exif = b"".join(body[len(_EXIF) :] for body in bodies if body.startswith(_EXIF))
+    return exif, any(body.startswith(_XMP) for body in bodies)
 
 
 def has_many_scans(data: bytes) -> bool:
@@ -107,15 +85,13 @@ def _segments(data: bytes, position: int) -> Iterator[tuple[int, bytes, int]]:
             return
 
 
-def _is_usual(number: int, components: bytes) -> bool:
-    """Return whether the components of a frame (3 bytes each) are gray, or YCbCr sampled as usual."""
-    if len(components) != 3 * number:
+def _is_usual(frame: bytes) -> bool:
+    """Return whether the components of a frame (3 bytes each, after 6 bytes) are gray, or YCbCr sampled as usual."""
+    if len(frame) < 6 or len(frame) != 6 + 3 * frame[5]:
         return False
-    if number == 1:
-        return True
-    ids, samplings = components[::3], components[1::3]
-    is_ycbcr = number == 3 and ids != b"RGB" and len({*ids}) == 3
-    return is_ycbcr and samplings[0] in _LUMA_SAMPLINGS and samplings[1:] == b"\x11\x11"
+    ids, samplings = frame[6::3], frame[7::3]
+    is_ycbcr = len(ids) == 3 and ids != b"RGB" and len({*ids}) == 3
+    return len(ids) == 1 or (is_ycbcr and samplings[0] in _LUMA_SAMPLINGS and samplings[1:] == b"\x11\x11")
 
 
 def _is_read_alike(marker: int, body: bytes) -> bool:

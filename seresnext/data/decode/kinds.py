@@ -20,48 +20,37 @@ ENDINGS = {
 }
 """The formats that are decoded, with the usual endings of files. The content decides, not the ending."""
 
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_FORMATS = (
-    (_JPEG, "JPEG"),
-    (_PNG, "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-)
+_FORMATS = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+}
 _BMP_HEADERS = frozenset((12, 16, 40, 52, 56, 64, 108, 124))  # Sizes, by version.
 # Tags of a TIFF: a mark of small previews, and the version of DNG.
 _SUBFILE, _DNG = 0x00FE, 0xC612
-_OTHER_IMAGES = (
-    (b"\xff\x0a", "a JPEG XL image"),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
-    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
-    (b"8BPS", "a Photoshop image"),
-    (b"\0\0\1\0", "an icon (ICO)"),
-    (b"<svg", "an SVG image"),
-    (b"FUJIFILMCCD-RAW", "a camera's raw image (RAF)"),
-    (b"IIRO", "a camera's raw image (ORF)"),
-    (b"IIU\0", "a camera's raw image (RW2)"),
-)
+_OTHER_IMAGES = {
+    "a JPEG XL image": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
+    "a JPEG 2000 image": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
+    "a Photoshop image": (b"8BPS",),
+    "an icon (ICO)": (b"\0\0\1\0",),
+    "an SVG image": (b"<svg",),
+    "a camera's raw image": (b"FUJIFILMCCD-RAW", b"IIRO", b"IIU\0"),
+}
 # Brands of the ISO base media format: bytes 8 to 12 of a file, then from 16 on.
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
-_OTHERS = (
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"pk\3\4", "a zip archive"),
-    (b"rar!", "a RAR archive"),
-    (b"7z\xbc\xaf", "a 7z archive"),
-    (b"\x1ae\xdf\xa3", "a video"),
-    (b"\0\0\1\xba", "a video"),
-    (b"%pdf", "a PDF document"),
-    (b"<!doctype html", "an HTML page"),
-    (b"<html", "an HTML page"),
-    (b"<?xml", "an XML text"),
-)
+_OTHERS = {
+    "a pointer of Git LFS, not the file": (b"version https://git-lfs",),
+    "a gzip archive": (b"\x1f\x8b",),
+    "a zip archive": (b"pk\3\4",),
+    "a RAR archive": (b"rar!",),
+    "a 7z archive": (b"7z\xbc\xaf",),
+    "a video": (b"\x1ae\xdf\xa3", b"\0\0\1\xba"),
+    "a PDF document": (b"%pdf",),
+    "an HTML page": (b"<!doctype html", b"<html"),
+    "an XML text": (b"<?xml",),
+}
 _LOOKED_AT = 512  # Bytes of a file that is no image.
 
 
@@ -93,10 +82,13 @@ def describe(data: bytes) -> str:
     return kinds.get(_format(data) or "") or _other_image(data) or _other(data[:_LOOKED_AT])
 
 
+def _match(data: bytes, signatures: dict[str, tuple[bytes, ...]]) -> str | None:
+    return next((kind for kind, starts in signatures.items() if data.startswith(starts)), None)
+
+
 def _format(data: bytes) -> str | None:
-    for signature, kind in _FORMATS:
-        if data.startswith(signature):
-            return kind
+    if kind := _match(data, _FORMATS):
+        return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
@@ -123,14 +115,11 @@ def _is_raw(data: bytes) -> bool:
 
 
 def _other_image(data: bytes) -> str | None:
-    if data[4:12] == b"ftypcrx ":
-        return "a camera's raw image (CR3)"
-    return next((name for signature, name in _OTHER_IMAGES if data.startswith(signature)), None)
+    return "a camera's raw image" if data[4:12] == b"ftypcrx " else _match(data, _OTHER_IMAGES)
 
 
 def _other(head: bytes) -> str:
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if found := next((name for signature, name in _OTHERS if start.startswith(signature)), None):
+    if found := _match(head.lstrip(b"\xef\xbb\xbf \t\r\n").lower(), _OTHERS):
         return found
     if head[4:8] == b"ftyp" or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
         return "a video"

@@ -14,26 +14,15 @@ import numpy as np
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from seresnext.data.decode.jpeg import MOST_SCANS, has_many_scans
+from seresnext.data.decode.jpeg import MOST_SCANS, has_many_scans, read_metadata
 from seresnext.data.decode.kinds import kind_of, not_an_image
 from seresnext.errors import DataError, Failure
 from seresnext.process.packages import extra
 from seresnext.recipe.schema import DataSection
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Pillow's plugins by format. `Image.open` has another limit of pixels, and hides why a plugin refused the image.
-_PLUGINS = {
-    "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
-    "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
-    "WebP": ("PIL.WebPImagePlugin", "WebPImageFile"),
-    "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
-    "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
-    "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
-    "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
-    "HEIC": ("pillow_heif", "HeifImageFile"),
-}
 _TILE_WIDTH, _TILE_HEIGHT = 0x0142, 0x0143  # tags of TIFF
-_ORIENTATION, _SHORT = 0x0112, 3  # the tag of EXIF, and the type of the value
+ORIENTATION, _SHORT = 0x0112, 3  # the tag of EXIF, and the type of the value
 _TYPE_BYTES = (1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 8)  # by type of a value; 8 for unknown types, to be safe
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -118,61 +107,51 @@ def open_image(data: bytes) -> ImageFile:
 
 @cache
 def _plugin(kind: str) -> type[ImageFile]:
-    module, name = _PLUGINS[kind]
+    """Return Pillow's class of a format. `Image.open` has another limit of pixels, and hides why a class refused."""
     if kind == "HEIC":
         with extra("heic"):
             import pillow_heif
-        pillow_heif.options.DECODE_THREADS = 1
-    plugin = importlib.import_module(module)
+        pillow_heif.options.DECODE_THREADS = 1  # Each loader worker decodes.
+        return pillow_heif.HeifImageFile
+    name = kind if kind == "WebP" else kind.capitalize()  # such as PIL.BmpImagePlugin.BmpImageFile
+    plugin = importlib.import_module(f"PIL.{name}ImagePlugin")
     if kind == "AVIF":
-        plugin.DEFAULT_MAX_THREADS = 1  # pyright: ignore[reportAttributeAccessIssue] (each loader worker decodes)
-    return getattr(plugin, name)
+        plugin.DEFAULT_MAX_THREADS = 1  # pyright: ignore[reportAttributeAccessIssue]
+    return getattr(plugin, f"{name}ImageFile")
 
 
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation of an image, 1 to 8. Broken EXIF and other values are 1. Pillow may warn."""
     try:
         # `PngImageFile.getexif` would decode the pixels, because EXIF may stand behind the pixels.
-        orientation = Image.Image.getexif(image).get(_ORIENTATION)
+        orientation = Image.Image.getexif(image).get(ORIENTATION)
         return int(orientation) if orientation in _TURNS else 1
     except Exception:  # The pixels are good.
         return 1
 
 
-def exif_of(orientation: int) -> bytes:
-    """Return EXIF data with an orientation, or none for 1."""
-    exif = Image.Exif()
-    exif[_ORIENTATION] = orientation
-    return exif.tobytes() if orientation > 1 else b""
-
-
-def orientation_in(metadata: dict[str, bytes]) -> int:
-    """Return the EXIF orientation in the `exif` or `xmp` of a file, as Pillow finds the orientation. Raises nothing."""
-    if orientation := _quick_orientation(metadata.get("exif", b"")):
-        return orientation
-    image = Image.Image()
-    image.info.update(metadata)
-    with warnings.catch_warnings(action="ignore"):
-        return orientation_of(image)
-
-
-def _quick_orientation(exif: bytes) -> int | None:
-    """Return the orientation in EXIF as cameras write, in a tenth of Pillow's time. None: Pillow has to decide.
+def quick_orientation(data: bytes) -> int | None:
+    """Return the EXIF orientation of a JPEG as cameras write it, in a tenth of Pillow's time. None: Pillow must decide.
 
     The layout is a directory of TIFF 6.0, section 2. As Pillow does, the search stops at an entry with data outside.
     """
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[6:10])
+    exif, has_xmp = read_metadata(data)
+    without = None if has_xmp else 1  # XMP may have an orientation, too.
+    if not exif:
+        return without
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return None
     with suppress(struct.error):
-        place = 6 + struct.unpack_from(f"{order}L", exif, 10)[0]
+        place = struct.unpack_from(f"{order}L", exif, 4)[0]
         for entry in range(place + 2, place + 2 + 12 * struct.unpack_from(f"{order}H", exif, place)[0], 12):
             tag, kind, count, value = struct.unpack_from(f"{order}HHLH", exif, entry)
-            if tag == _ORIENTATION:
+            if tag == ORIENTATION:
                 return value if (kind, count) == (_SHORT, 1) and value in range(1, 9) else None
             size = count * _TYPE_BYTES[min(kind, len(_TYPE_BYTES) - 1)]
-            if size > 4 and struct.unpack_from(f"{order}L", exif, entry + 8)[0] + size > len(exif) - 6:
+            if size > 4 and struct.unpack_from(f"{order}L", exif, entry + 8)[0] + size > len(exif):
                 return None
+        return without
     return None
 
 

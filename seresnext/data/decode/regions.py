@@ -1,6 +1,6 @@
 """Regions of encoded images, decoded without the rest of the image if the pixels stay exact.
 
-nvimgcodec (the `fast` extra) skips the pixels outside of a region. For a JPEG that `is_plain` (jpeg.py) nvimgcodec and
+nvimgcodec (the `fast` extra) skips the pixels outside of a region. For a plain JPEG (jpeg.py) nvimgcodec and
 Pillow give the same pixels. Pillow decodes all other images and raises the errors: nvimgcodec alone would accept
 damaged JPEGs, because nvimgcodec does not read the markers behind a region.
 """
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seresnext.data.decode.jpeg import read_frame, read_metadata
-from seresnext.data.decode.pillow import Decoding, decode_as_stored, orientation_in
+from seresnext.data.decode.jpeg import plain_size
+from seresnext.data.decode.pillow import Decoding, decode_as_stored, quick_orientation
 from seresnext.errors import DataError
 
 HAS_NVIMGCODEC = find_spec("nvidia") is not None and find_spec("nvidia.nvimgcodec") is not None
@@ -92,24 +92,23 @@ class RegionDecoder:
 
     def _decode_plain(self, images: Sequence[Encoded], choose: Choose) -> dict[int, np.ndarray]:
         """Return the regions of the images that nvimgcodec decodes like Pillow, by number."""
-        shapes, turned, streams = {}, {}, []
+        regions, streams = {}, []
         for number, image in enumerate(images):
-            frame = read_frame(image.data)
-            if frame is None or not frame.is_plain or frame.width * frame.height > self._decoding.max_pixels:
+            size = plain_size(image.data)
+            if size is None or size[0] * size[1] > self._decoding.max_pixels:
                 continue
-            orientation = 1
-            if self._decoding.exif_rotation and (metadata := read_metadata(image.data)):
-                orientation = turned[number] = orientation_in(metadata)
-            crop = _choose_stored(choose, number, frame.width, frame.height, orientation)
-            left, top, width, height, _ = crop
+            orientation = quick_orientation(image.data) if self._decoding.exif_rotation else 1
+            if orientation is None:
+                continue
+            left, top, width, height, _ = _choose_stored(choose, number, *size, orientation)
             if min(width, height) >= _LEAST_SIDE:
                 region = self._module.Region(top, left, top + height, left + width)
-                shapes[number] = (height, width, 3)
+                regions[number] = (height, width, 3), orientation
                 streams.append(self._module.CodeStream(image.data).get_sub_code_stream(region=region))
         decoded = self._decoder.decode(streams, params=self._params) if streams else []
         return {
-            number: _turn(np.asarray(pixels), turned.get(number, 1))
-            for (number, shape), pixels in zip(shapes.items(), decoded, strict=True)
+            number: _turn(np.asarray(pixels), orientation)
+            for (number, (shape, orientation)), pixels in zip(regions.items(), decoded, strict=True)
             if pixels is not None and pixels.shape == shape
         }
 
@@ -138,16 +137,13 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Drop all output to the terminal: nvimgcodec prints warnings about missing decoders for GPUs."""
-    sys.stdout.flush()
+    """Drop the errors that nvimgcodec prints about missing decoders for GPUs."""
     sys.stderr.flush()
-    saved = {number: os.dup(number) for number in (1, 2)}
+    saved = os.dup(2)
     try:
         with Path(os.devnull).open("wb") as nowhere:
-            for number in saved:
-                os.dup2(nowhere.fileno(), number)
+            os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        for number, copy in saved.items():
-            os.dup2(copy, number)
-            os.close(copy)
+        os.dup2(saved, 2)
+        os.close(saved)

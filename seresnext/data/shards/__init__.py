@@ -1,1 +1,1 @@
-"""Datasets in tar shards: on a disk, or on a server through a bounded cache."""
+"""Datasets in tar shards: on a disk, or on a server."""

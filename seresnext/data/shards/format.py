@@ -11,20 +11,18 @@ import io
 import json
 import os
 import posixpath
-import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from seresnext.data.decode.kinds import ENDINGS
-from seresnext.data.readers.files import read_piece
+from seresnext.data.readers.files import LARGEST_IMAGE, read_piece
 from seresnext.data.readers.tarfiles import Member, ReadAt, members
 from seresnext.errors import DataError
 from seresnext.files import open_regular
@@ -41,11 +39,6 @@ MOST_MANIFEST_BYTES = 64 << 20
 """Most bytes of `index.json`. 65,536 shards and as many classes need less."""
 
 _FORMAT = "seresnext-shards-1"
-# The start of an .npy file (numpy.lib.format, version 1.0): this mark, the length of the header, the header.
-_NPY_MARK = b"\x93NUMPY\x01\x00"
-_NPY_HEADER = re.compile(
-    re.escape(f"{{'descr': {ENTRY.descr}, 'fortran_order': False, 'shape': (").encode() + rb"(\d{1,12}),\), \} *\n"
-)
 _IMAGES = frozenset(ending[1:] for endings in ENDINGS.values() for ending in endings)
 _MOST_DIGITS = 5
 
@@ -87,16 +80,8 @@ class Manifest:
 
     def to_text(self) -> str:
         """Return the text of `index.json`, the same for the same contents."""
-        fields = {
-            "format": _FORMAT,
-            "fingerprint": self.fingerprint,
-            "num_images": self.num_images,
-            "options": self.options,
-            "index_sha256": self.index_sha256,
-            "classes": self.classes,
-            "shards": [vars(shard) for shard in self.shards],
-        }
-        return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
+        head = {"format": _FORMAT, "fingerprint": self.fingerprint, "num_images": self.num_images}
+        return json.dumps(head | asdict(self), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_text(cls, text: str | bytes, where: str) -> Manifest:
@@ -123,66 +108,48 @@ class Manifest:
 _MANIFEST = TypeAdapter(Manifest)
 
 
-class ShardListing(NamedTuple):
-    """The images of a shard (`entries`, of type ENTRY), and the SHA-256 of the file."""
-
-    entries: np.ndarray
-    sha256: str
-
-
-def list_shard(path: Path, num_classes: int) -> ShardListing:
-    """Return the images of a shard, in order, and the checksum of the file.
+def list_shard(path: Path, num_classes: int) -> tuple[Shard, np.ndarray]:
+    """Return a shard, and the images of the shard (ENTRY) in order.
 
     Raises DataError naming a file that cannot be read, a member that is hostile, cut off or duplicate
     (readers/tarfiles.py), an image without label, a label without image, or a label out of range.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
-            found = _list_images(file, path, num_classes)
-            file.seek(0)
-            return ShardListing(np.array(found, ENTRY), hashlib.file_digest(file, "sha256").hexdigest())
+            size = os.fstat(file.fileno()).st_size
+            if size > LARGEST_SHARD:
+                raise DataError(f"{path} has {size} bytes, and a shard has at most 4 GiB; write smaller shards")
+            read = partial(read_piece, file.fileno())
+            listing = [_entry(*item, read, num_classes, path) for item in _by_key(read, size, path).items()]
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; get the shard again") from None
+    return Shard(path.name, size, len(listing), sha256), np.array(listing, ENTRY)
 
 
-def _list_images(file: io.BufferedReader, path: Path, num_classes: int) -> list[tuple[int, int, int, int, int]]:
-    size = os.fstat(file.fileno()).st_size
-    if size > LARGEST_SHARD:
-        raise DataError(f"{path} has {size} bytes, and a shard has at most 4 GiB; write more and smaller shards")
-
-    def read(offset: int, count: int) -> bytes:
-        return read_piece(file.fileno(), offset, count)
-
-    found: dict[str, tuple[int, int, int, int, int]] = {}
-    for key, group in groupby(members(read, 0, size, str(path)), lambda member: _split_name(member)[0]):
-        by_kind: dict[str, Member] = {}
-        for member in group:
-            kind = _split_name(member)[1]
-            if key in found:
-                raise DataError(f"{path}: member {member.name!r} is apart from others of the key {key!r}; sort by name")
-            if kind in by_kind:
-                raise DataError(f"{path}: member {member.name!r} is a second image of the key {key!r}; remove one")
-            by_kind[kind] = member
-        found[key] = _entry(by_kind, key, read, num_classes, path)
-    return list(found.values())
-
-
-def _split_name(member: Member) -> tuple[str, str]:
-    """Return the key of a member, and the kind: image, cls, or another ending."""
-    folder, name = posixpath.split(member.name)
-    stem, _, ending = name.partition(".")
-    return posixpath.join(folder, stem), "image" if ending.lower() in _IMAGES else ending.lower()
+def _by_key(read: ReadAt, size: int, path: Path) -> dict[str, dict[str, Member]]:
+    """Return the members of each key, by kind: image, cls, or another ending."""
+    found: dict[str, dict[str, Member]] = {}
+    for member in members(read, 0, size, str(path)):
+        folder, name = posixpath.split(member.name)
+        stem, _, ending = name.partition(".")
+        key = posixpath.join(folder, stem)
+        kind = "image" if ending.lower() in _IMAGES else ending.lower()
+        if kind in found.setdefault(key, {}):
+            raise DataError(f"{path}: member {member.name!r} is a second {kind} of the key {key!r}; remove one")
+        found[key][kind] = member
+    return found
 
 
 def _entry(
-    by_kind: dict[str, Member], key: str, read: ReadAt, num_classes: int, path: Path
+    key: str, by_kind: dict[str, Member], read: ReadAt, num_classes: int, path: Path
 ) -> tuple[int, int, int, int, int]:
     image, label = by_kind.get("image"), by_kind.get("cls")
     first = next(iter(by_kind.values()))
     if image is None:
-        raise DataError(f"{path}: member {first.name!r} has no image; add {key}.jpg or {key}.png after the member")
+        raise DataError(f"{path}: member {first.name!r} has no image; add {key}.jpg or {key}.png")
     if label is None:
-        raise DataError(f"{path}: member {image.name!r} has no label; add {key}.cls after the member")
+        raise DataError(f"{path}: member {image.name!r} has no label; add {key}.cls")
     text = read(label.offset, label.size).strip() if label.size <= 2 * _MOST_DIGITS else b""
     if not (text.isdigit() and len(text) <= _MOST_DIGITS and int(text) < num_classes):
         raise DataError(f"{path}: member {label.name!r} has the label {text!r}; write one of 0 to {num_classes - 1}")
@@ -193,32 +160,50 @@ def index_bytes(listings: Sequence[np.ndarray]) -> bytes:
     """Return the contents of `index.npy` for the images of all shards."""
     entries = np.concatenate(listings)
     entries["shard"] = np.repeat(np.arange(len(listings)), [len(listing) for listing in listings])
+    return _index_header(len(entries)) + entries.tobytes()
+
+
+def index_size(num_images: int) -> int:
+    """Return the size of an `index.npy` in bytes."""
+    return len(_index_header(num_images)) + num_images * ENTRY.itemsize
+
+
+def _index_header(num_images: int) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, entries, allow_pickle=False)
+    fields = {"descr": ENTRY.descr, "fortran_order": False, "shape": (num_images,)}
+    np.lib.format.write_array_header_1_0(buffer, fields)
     return buffer.getvalue()
 
 
-def largest_index(num_images: int) -> int:
-    """Return the largest number of bytes of an `index.npy`."""
-    return len(_NPY_MARK) + 2 + 0xFFFF + num_images * ENTRY.itemsize
+def open_index(path: Path, manifest: Manifest, where: str) -> np.ndarray:
+    """Map the images of an `index.npy` (ENTRY). Raises DataError naming `where` for the file of another manifest.
 
-
-def map_index(path: Path) -> np.ndarray:
-    """Map the images of an `index.npy` (ENTRY). Raises ValueError or OSError.
-
-    `numpy.load` evaluates the header as Python, and accepts any type and shape in the header.
+    `numpy.load` would evaluate the header as Python.
     """
-    with os.fdopen(open_regular(path), "rb") as file:
-        start = file.read(len(_NPY_MARK) + 2)
-        length = int.from_bytes(start[len(_NPY_MARK) :], "little")
-        found = _NPY_HEADER.fullmatch(file.read(length))
-        if not start.startswith(_NPY_MARK) or not found:
-            raise ValueError("the header is not the header of a list of images")
-        count, offset = int(found[1]), len(start) + length
-        size = os.fstat(file.fileno()).st_size
-        if size != offset + count * ENTRY.itemsize:
-            raise ValueError(f"the header states {count} images, the file has {size} bytes")
-        if not count:
-            return np.empty(0, ENTRY)
-        # A plain array: access to an entry of a memmap takes several times as long.
-        return np.asarray(np.memmap(file, ENTRY, "r", offset, (count,)))
+    header = _index_header(manifest.num_images)
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            if os.fstat(file.fileno()).st_size != index_size(manifest.num_images):
+                raise ValueError(f"not the size of {manifest.num_images} images")
+            if hashlib.file_digest(file, "sha256").hexdigest() != manifest.index_sha256:
+                raise ValueError(f"not the checksum in {MANIFEST}")
+            file.seek(0)
+            if file.read(len(header)) != header:
+                raise ValueError("no list of images")
+            if not manifest.num_images:
+                raise ValueError("no images")
+            # A plain array: access to an entry of a memmap takes several times as long.
+            index = np.asarray(np.memmap(file, ENTRY, "r", len(header)))
+        # A hostile file can have the right checksum, too.
+        counts = np.bincount(index["shard"], minlength=len(manifest.shards)).tolist()
+        if counts != [shard.images for shard in manifest.shards]:
+            raise ValueError("other numbers of images in the shards")
+        if (size := int(index["size"].max())) > LARGEST_IMAGE:
+            raise ValueError(f"an image of {size} bytes, more than {LARGEST_IMAGE}")
+        if index["label"].max() >= len(manifest.classes):
+            raise ValueError(f"a label beyond the {len(manifest.classes)} classes")
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror}; get the file again") from None
+    except ValueError as error:
+        raise DataError(f"{where} is damaged or of other shards ({error}); get {MANIFEST} and {INDEX} again") from None
+    return index

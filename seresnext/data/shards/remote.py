@@ -1,41 +1,56 @@
-"""Shards of a server, with repeated attempts."""
+"""The shards of a server: repeated downloads, and copies in a folder that all processes of a machine share."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-from seresnext.errors import DataError
-from seresnext.remote import BUGS, Refused, file_system, has_secrets, is_final, reason_of, shown_url
+import numpy as np
+
+from seresnext.data.order import BatchKey
+from seresnext.data.readers.index_cache import kept_in
+from seresnext.data.shards.format import Shard
+from seresnext.errors import DataError, Failure
+from seresnext.process.fork import FORK
+from seresnext.process.signals import block_stop_signals, init_worker
+from seresnext.remote import BUGS, Refused, file_system, is_final, reason_of, refuse_secrets
 
 T = TypeVar("T")
 
+# Attempts of a download. A server that is silent in all of them is reported before `runtime.loader_timeout`, by default
+# 600 seconds, ends the run without the reason.
 ATTEMPTS = 5
-# Seconds after which there is no new attempt. `runtime.loader_timeout` (by default 600) is longer, so that the error
-# message has the answer of the server.
-PATIENCE = 200.0
 # Longest pause before the second attempt, in seconds. Each later pause may be twice as long.
 FIRST_PAUSE = 1.0
 
 _CHUNK = 8 << 20
+_DOWNLOADS = 4
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class Remote:
-    """The files below one address. Raises DataError for an address that cannot be used."""
+    """The files below one address, with copies in the folder `cache`/shards.
 
-    def __init__(self, root: str, folder: str) -> None:
-        if has_secrets(root):
-            raise DataError(
-                f"{shown_url(root)}: data.root has a user, a password or a query, and every checkpoint stores "
-                "data.root; give credentials in the environment, ~/.netrc or the configuration of the cloud"
-            )
-        self._url = f"{root.rstrip('/')}/{folder}/"
+    A copy is named by its checksum, and appears under this name only when it is complete. No copy is removed. File
+    locks end with their process. Raises DataError for a folder that cannot be used, and UsageError for a password.
+    """
+
+    def __init__(self, root: str, split: str, cache: Path) -> None:
+        refuse_secrets(root, "data.root")
+        self._url = f"{root.rstrip('/')}/{split}/"
         self._scheme = urlsplit(root).scheme
+        self.folder = cache / "shards"
+        with kept_in(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def address(self, name: str) -> str:
         """Return the address of a file, for messages."""
@@ -45,25 +60,38 @@ class Remote:
         """Return a file of at most `most` bytes; of a longer file, a part with more bytes. Raises DataError."""
         return self._retry(name, lambda: b"".join(self._chunks(name, most)))
 
-    def copy(self, name: str, file: BinaryIO, sha256: str, most: int) -> None:
-        """Write a file of at most `most` bytes. Raises DataError when the content has another checksum."""
+    def copy_of(self, name: str, sha256: str) -> Path:
+        """Return the path of the copy of a file. The copy may not exist."""
+        return self.folder / f"{sha256}{Path(name).suffix}"
 
-        def attempt() -> None:
-            digest = hashlib.sha256()
-            file.seek(0)
-            for chunk in self._chunks(name, most):
+    def fetch(self, name: str, sha256: str, size: int, *, again: bool = False) -> Path:
+        """Return the path of the copy of a file, after a download if there is no copy. Raises DataError.
+
+        One process downloads, the others wait. `again` replaces a damaged copy.
+        """
+        path = self.copy_of(name, sha256)
+        if path.exists() and not again:
+            return path
+        part = path.with_suffix(".part")
+        with kept_in(self.folder), path.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.exists() and not again:
+                return path
+            try:
+                self._retry(name, lambda: self._download(name, part, sha256, size))
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+        return path
+
+    def _download(self, name: str, part: Path, sha256: str, size: int) -> None:
+        digest = hashlib.sha256()
+        with part.open("wb") as file:
+            for chunk in self._chunks(name, size):
                 digest.update(chunk)
-                try:
-                    file.write(chunk)
-                    file.flush()
-                except OSError as error:
-                    folder = Path(file.name).parent
-                    raise Refused(f"the copy cannot be written to {folder}: {error.strerror}") from None
-            file.truncate()
-            if digest.hexdigest() != sha256:
-                raise OSError(f"the checksum of {file.tell()} bytes is not the one in the index")
-
-        self._retry(name, attempt)
+                file.write(chunk)
+        if digest.hexdigest() != sha256:
+            raise OSError(f"the checksum of {part.stat().st_size} bytes is not the one in the index")
 
     def _chunks(self, name: str, most: int) -> Iterator[bytes]:
         """Yield the contents of a file, in order, until more than `most` bytes were read."""
@@ -80,27 +108,61 @@ class Remote:
                     return
 
     def _retry(self, name: str, attempt: Callable[[], T]) -> T:
-        number, began = 0, time.monotonic()
+        number = 0
         while True:
             number += 1
             try:
                 return attempt()
-            except ImportError as error:
-                raise DataError(
-                    f"{self.address(name)} needs the extra `remote` ({error.name or error}); run "
-                    '`pip install "seresnext[remote]"`'
-                ) from None
-            except BUGS:
+            except (Failure, *BUGS):
                 raise
             except Exception as error:
-                seconds, reason = time.monotonic() - began, reason_of(error)
+                if getattr(error, "errno", None) in _DISK_ERRORS:
+                    raise  # `kept_in` names the folder.
+                problem, reason = f"{self.address(name)} cannot be read", reason_of(error)
                 if is_final(error):
                     fix = "" if isinstance(error, Refused) else "; check data.root and the credentials"
-                    raise DataError(f"{self.address(name)} cannot be read: {reason}{fix}") from None
-                if number == ATTEMPTS or seconds >= PATIENCE:
-                    raise DataError(
-                        f"{self.address(name)} cannot be read, in {number} attempts and {seconds:.0f} s: {reason}; "
-                        "check the server"
-                    ) from None
+                    raise DataError(f"{problem}: {reason}{fix}") from None
+                if number == ATTEMPTS:
+                    raise DataError(f"{problem}, in {number} attempts: {reason}; check the server") from None
             # Random pauses, because a failure usually hits many processes at once.
             time.sleep(FIRST_PAUSE * 2 ** (number - 1) * (0.5 + 0.5 * random.random()))
+
+
+@contextmanager
+def prefetch_shards(
+    remote: Remote, shards: Sequence[Shard], shard_ids: np.ndarray, keys: Iterable[BatchKey]
+) -> Iterator[Iterable[BatchKey]]:
+    """Yield the same keys. Until the end of the block, a process downloads the shards of the keys.
+
+    `shard_ids` (int N) has the shard number of each image.
+    """
+    # A fork copies the iterator of the keys, so both processes see all keys.
+    process = FORK.Process(target=_run, args=(remote, shards, shard_ids, keys), daemon=True)
+    with block_stop_signals():
+        process.start()
+    try:
+        yield keys
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run(remote: Remote, shards: Sequence[Shard], shard_ids: np.ndarray, keys: Iterable[BatchKey]) -> None:
+    """Download shards. The worker that needs a shard repeats a failed download, and raises the error."""
+    init_worker()
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        for number in in_order_of_need(shard_ids, keys):
+            shard = shards[number]
+            pool.submit(remote.fetch, shard.name, shard.sha256, shard.bytes)
+
+
+def in_order_of_need(shard_ids: np.ndarray, keys: Iterable[BatchKey]) -> Iterator[int]:
+    """Yield the number of each shard once, at the first key with an image of the shard."""
+    missing = set(np.unique(shard_ids).tolist())
+    for key in keys:
+        for number in shard_ids[key.indices].tolist():
+            if number in missing:
+                missing.remove(number)
+                yield number
+        if not missing:
+            return

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from seresnext.data.augment.erase import EraseFill, RandomErasing, erase
+from seresnext.data.augment.erase import EraseFill, draw_box, erase
 from seresnext.randomness import rng_at
+from seresnext.recipe.schema import ErasingSection
 
 IMAGES = torch.rand(5, 3, 17, 23, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 BOXES = [(0, 0, 0, 0), (3, 4, 5, 6), (0, 0, 17, 23), (16, 22, 1, 1), (2, 0, 9, 1)]
@@ -35,12 +36,12 @@ def test_images_given_are_left_alone():
 
 @pytest.mark.parametrize("scale", [(0.02, 0.33), (0.5, 1.0)])
 def test_boxes_equal_torchvision_from_the_same_uniform_numbers(scale: tuple[float, float], replay, torchvision_draws):
-    always = RandomErasing(1.0, scale, (0.3, 3.3))
+    always = ErasingSection(probability=1, scale=scale, ratio=(0.3, 3.3))
     oracle = v2.RandomErasing(p=1.0, scale=scale, ratio=(0.3, 3.3))
     rng, retried, nothing = np.random.default_rng(0), 0, 0
     for height, width in [(224, 224), (64, 64), (17, 23), (32, 160)] * 50:
         values, image = rng.random(40).tolist(), torch.zeros(3, height, width)
-        ours, stream = always.draw(height, width, replay([0.5, *values])), replay(values)
+        ours, stream = draw_box(always, height, width, replay([0.5, *values])), replay(values)
         params = torchvision_draws(stream, lambda image=image: oracle.make_params([image]))
         retried += stream.taken > 4
         nothing += params["v"] is None
@@ -50,8 +51,8 @@ def test_boxes_equal_torchvision_from_the_same_uniform_numbers(scale: tuple[floa
 
 
 def test_a_quarter_of_the_images_is_erased():
-    usual = RandomErasing(0.25, (0.02, 0.33), (0.3, 3.3))
-    erased = sum(any(usual.draw(200, 200, rng_at(0, "erase", 0, n, 0))) for n in range(8000))
+    usual = ErasingSection(probability=0.25, scale=(0.02, 0.33), ratio=(0.3, 3.3))
+    erased = sum(any(draw_box(usual, 200, 200, rng_at(0, "erase", 0, n, 0))) for n in range(8000))
     assert abs(erased / 8000 - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 8000)
 
 

@@ -1,6 +1,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from torchvision.transforms.v2 import functional as F
 from seresnext.data.augment.policies import (
     OPERATIONS,
     AugmentOp,
-    ColorJitter,
+    Policy,
     PolicyPipeline,
-    RandAugment,
-    TrivialAugment,
+    jitter_color,
+    rand_augment,
+    trivial_augment,
 )
-from seresnext.randomness import RandomStream, rng_at
+from seresnext.randomness import rng_at
+from seresnext.recipe.schema import ColorJitterSection, PolicySection
 
 NOISE = noise(64, 64)
 FACTORS = np.linspace(0, 2, 11)
@@ -110,12 +113,26 @@ def rounded(operations: list[AugmentOp]) -> Counter[tuple[str, float]]:
     return Counter((name, round(magnitude, 3) + 0.0) for name, magnitude in operations)
 
 
+def randaugment(num_ops: int, magnitude: int, bins: int) -> Policy:
+    settings = {"num_ops": num_ops, "magnitude": magnitude, "num_magnitude_bins": bins}
+    return partial(rand_augment, PolicySection(**settings))
+
+
+def trivialaugment(bins: int) -> Policy:
+    return partial(trivial_augment, PolicySection(name="trivialaugment", num_magnitude_bins=bins))
+
+
+def jittering(brightness: float, contrast: float, saturation: float, hue: float) -> Policy:
+    settings = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+    return partial(jitter_color, ColorJitterSection(**settings))
+
+
 POLICIES = {
-    "randaugment": (RandAugment(2, 9, 31), v2.RandAugment(2, 9, 31)),
-    "randaugment of other settings": (RandAugment(3, 7, 11), v2.RandAugment(3, 7, 11)),
-    "the strongest randaugment": (RandAugment(1, 30, 31), v2.RandAugment(1, 30, 31)),
-    "trivialaugment": (TrivialAugment(31), v2.TrivialAugmentWide(31)),
-    "trivialaugment of few magnitudes": (TrivialAugment(4), v2.TrivialAugmentWide(4)),
+    "randaugment": (randaugment(2, 9, 31), v2.RandAugment(2, 9, 31)),
+    "randaugment of other settings": (randaugment(3, 7, 11), v2.RandAugment(3, 7, 11)),
+    "the strongest randaugment": (randaugment(1, 30, 31), v2.RandAugment(1, 30, 31)),
+    "trivialaugment": (trivialaugment(31), v2.TrivialAugmentWide(31)),
+    "trivialaugment of few magnitudes": (trivialaugment(4), v2.TrivialAugmentWide(4)),
 }
 
 
@@ -124,7 +141,7 @@ POLICIES = {
 def test_operations_are_drawn_as_by_torchvision(case: str, size: int, monkeypatch: pytest.MonkeyPatch):
     policy, oracle = POLICIES[case]
     count = 8000
-    drawn = [policy.draw(size, rng_at(0, "retouch", n)) for n in range(count)]
+    drawn = [policy(size, rng_at(0, "retouch", n)) for n in range(count)]
     ours = rounded([operation for operations in drawn for operation in operations])
     theirs = rounded(torchvisions(oracle, size, count, monkeypatch))
     assert set(ours) == set(theirs)
@@ -136,14 +153,14 @@ def test_operations_are_drawn_as_by_torchvision(case: str, size: int, monkeypatc
 
 
 def test_another_policy_is_distinguished(monkeypatch: pytest.MonkeyPatch):
-    drawn = rounded([o for n in range(8000) for o in RandAugment(2, 9, 31).draw(224, rng_at(0, n))])
+    drawn = rounded([o for n in range(8000) for o in randaugment(2, 9, 31)(224, rng_at(0, n))])
     other = rounded(torchvisions(v2.RandAugment(2, 10, 31), 224, 8000, monkeypatch))
     assert set(drawn) != set(other)
 
 
 def test_operations_of_randaugment_do_not_depend_on_each_other():
     pairs = Counter(
-        tuple(o.name for o in RandAugment(2, 9, 31).draw(224, rng_at(0, "retouch", 0, n, 0))) for n in range(20_000)
+        tuple(o.name for o in randaugment(2, 9, 31)(224, rng_at(0, "retouch", 0, n, 0))) for n in range(20_000)
     )
     expected, names = 20_000 / 14**2, ORACLES.keys() - {"hue"}
     statistic = sum((pairs[a, b] - expected) ** 2 / expected for a in names for b in names)
@@ -155,9 +172,9 @@ def test_operations_of_randaugment_do_not_depend_on_each_other():
 
 def test_jittered_pixels_equal_torchvision_with_the_same_factors(photograph: Image.Image):
     settings = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.5, "hue": 0.2}
-    jitter, oracle = ColorJitter(**settings), v2.ColorJitter(**settings)
+    jitter, oracle = jittering(**settings), v2.ColorJitter(**settings)
     for number in range(20):
-        operations = jitter.draw(224, rng_at(0, number))
+        operations = jitter(224, rng_at(0, number))
         factors = {f"{name}_factor": magnitude for name, magnitude in operations}
         indices = torch.tensor([list(settings).index(name) for name, _ in operations])
         theirs = oracle.transform(photograph, {"fn_idx": indices, **factors})
@@ -168,7 +185,7 @@ def test_jittered_pixels_equal_torchvision_with_the_same_factors(photograph: Ima
 def test_factors_and_orders_equal_torchvision():
     settings = {"brightness": 0.4, "contrast": 1.5, "saturation": 0.2, "hue": 0.1}
     count = 4000
-    drawn = [dict(ColorJitter(**settings).draw(32, rng_at(0, n))) for n in range(count)]
+    drawn = [dict(jittering(**settings)(32, rng_at(0, n))) for n in range(count)]
     oracle = v2.ColorJitter(**settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -188,25 +205,20 @@ def test_factors_and_orders_equal_torchvision():
 
 
 def test_without_augmentation_nothing_changes():
-    assert [name for name, _ in ColorJitter(0, 0.4, 0, 0).draw(32, rng_at(0))] == ["contrast"]
-    assert ColorJitter(0, 0, 0, 0).draw(32, rng_at(0)) == []
+    assert [name for name, _ in jittering(0, 0.4, 0, 0)(32, rng_at(0))] == ["contrast"]
+    assert jittering(0, 0, 0, 0)(32, rng_at(0)) == []
 
 
 # -------------------------------------------------------------------------------------------------- pipeline
 
 
-class Fixed:
-    """A policy that draws nothing."""
-
-    def __init__(self, *operations: AugmentOp) -> None:
-        self._operations = list(operations)
-
-    def draw(self, size: int, draws: RandomStream) -> list[AugmentOp]:
-        return self._operations
+def fixed(*operations: AugmentOp) -> Policy:
+    """Return a policy that draws nothing."""
+    return lambda size, draws: list(operations)
 
 
 def test_an_image_is_mirrored_before_the_policies():
-    policy = Fixed(AugmentOp("shear_x", 20.0), AugmentOp("posterize", 3.0))
+    policy = fixed(AugmentOp("shear_x", 20.0), AugmentOp("posterize", 3.0))
     ours = PolicyPipeline((policy,), "bilinear")(pixels_of(NOISE), True, rng_at(0))
 
     def sheared(image: Image.Image) -> Image.Image:
@@ -219,12 +231,12 @@ def test_an_image_is_mirrored_before_the_policies():
 
 def test_the_whole_of_torchvisions_training_transform_after_the_crop():
     """RandAugment and colour jitter of the same draws, one after the other."""
-    policies = (RandAugment(2, 9, 31), ColorJitter(0.4, 0.4, 0.4, 0.1))
+    policies = (randaugment(2, 9, 31), jittering(0.4, 0.4, 0.4, 0.1))
     for number in range(30):
         draws, own_draws = (rng_at(0, "retouch", 0, number, 0) for _ in range(2))
         image: Image.Image = F.horizontal_flip(NOISE) if number % 2 else NOISE
         for policy in policies:
-            for name, magnitude in policy.draw(64, draws):
+            for name, magnitude in policy(64, draws):
                 image = ORACLES[name][0](image, magnitude, InterpolationMode.BILINEAR)
         ours = PolicyPipeline(policies, "bilinear")(pixels_of(NOISE), bool(number % 2), own_draws)
         np.testing.assert_array_equal(ours.numpy(), np.asarray(image))
@@ -232,6 +244,6 @@ def test_the_whole_of_torchvisions_training_transform_after_the_crop():
 
 
 def test_identity_only_mirrors():
-    pixels, pipeline = pixels_of(NOISE), PolicyPipeline((Fixed(AugmentOp("identity", 0)),), "bilinear")
+    pixels, pipeline = pixels_of(NOISE), PolicyPipeline((fixed(AugmentOp("identity", 0)),), "bilinear")
     assert torch.equal(pipeline(pixels, False, rng_at(0)), pixels)
     assert torch.equal(pipeline(pixels, True, rng_at(0)), pixels.flip(1))

@@ -13,7 +13,7 @@ import pytest
 from encoded_images import DECODERS, encoded, needs_nvimgcodec, noise, rgb, tagged, turned
 from PIL import Image, ImageFile, ImageOps
 
-from seresnext.data.decode.jpeg import Frame, read_frame
+from seresnext.data.decode.jpeg import plain_size
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.decode.regions import Crop, Encoded, RegionDecoder
 from seresnext.errors import DataError
@@ -152,7 +152,7 @@ def test_both_decoders_agree_on_damaged_images(photographs: list[bytes], options
         data = damaged(originals, random.Random(number))
         ours = of_both(data, random.Random(number))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("seresnext.data.decode.regions.read_frame", credulous)
+            patch.setattr("seresnext.data.decode.regions.plain_size", credulous)
             theirs = of_both(data, random.Random(number))
         assert isinstance(ours[0], DataError) == isinstance(ours[1], DataError), (number, ours)
         outcomes[isinstance(ours[0], DataError)] += 1
@@ -165,10 +165,12 @@ def test_both_decoders_agree_on_damaged_images(photographs: list[bytes], options
     capfd.readouterr()  # libjpeg prints warnings about damaged images.
 
 
-def credulous(data: bytes) -> Frame | None:
-    """Return the frame of a JPEG, and take any file with an end marker for whole."""
-    frame = read_frame(data)
-    return frame and frame._replace(is_plain=b"\xff\xd9" in data[-64:])
+def credulous(data: bytes) -> tuple[int, int] | None:
+    """Return the size of a JPEG, and take any file with a header and an end marker for whole."""
+    try:
+        return Image.open(io.BytesIO(data)).size if b"\xff\xd9" in data[-64:] else None
+    except Exception:
+        return None
 
 
 @needs_nvimgcodec
@@ -186,7 +188,7 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded(decoder: RegionD
     data = encoded(PICTURE)
     start = data.index(b"\xff\xc0") + 5
     bomb = data[:start] + (60000).to_bytes(2) * 2 + data[start + 4 :]
-    assert read_frame(bomb) == (60000, 60000, True)
+    assert plain_size(bomb) == (60000, 60000)
     small, large = Encoded(data, lambda: "small.jpg"), Encoded(bomb, lambda: "bomb.jpg")
     asked = []
 

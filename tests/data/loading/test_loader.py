@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from seresnext.data.augment.crop import RandomResizedCrop
-from seresnext.data.augment.erase import RandomErasing
 from seresnext.data.augment.progressive import ImageSizeSchedule
 from seresnext.data.batches import Batch, TrainImages
 from seresnext.data.decode.pillow import Decoding
@@ -22,6 +21,7 @@ from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
 from seresnext.errors import DataError
 from seresnext.process.signals import STOP_SIGNALS
+from seresnext.recipe.schema import ErasingSection
 
 Act = Callable[[BatchKey], object]
 
@@ -306,7 +306,8 @@ def test_batches_of_growing_images_arrive_unchanged(reader: Reader, workers: int
     """Through pipes and through shared memory: every field, with pixels in channels-last memory."""
     order, sizes = Order(len(reader), 8, 4, seed=0), ImageSizeSchedule(16, 96, 0, 6)
     crop = RandomResizedCrop(16, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
-    source = TrainImages(reader, crop, seed=0, decoding=Decoding(10**6), erasing=RandomErasing(1, (0.1, 0.2), (1, 2)))
+    erasing = ErasingSection(probability=1, scale=(0.1, 0.2), ratio=(1, 2))
+    source = TrainImages(reader, crop, seed=0, decoding=Decoding(10**6), erasing=erasing)
     keys = list(train_keys(order, range(2), 0, 9, sizes))
     assert keys[0].image_size == crop.image_size < 96 == keys[-1].image_size
     with open_batches(source, iter(keys), workers=workers, timeout=60, pin_memory=pin_memory) as batches:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 from shard_folders import (
     NAMES,
@@ -23,13 +25,13 @@ from shard_folders import (
 )
 from stand_in_s3 import stand_in_s3
 
+from seresnext.data.loading.loader import evaluation_keys, train_keys
+from seresnext.data.order import Order, block_shuffle
 from seresnext.data.shards import remote
-from seresnext.data.shards.cache import RemoteShards
 from seresnext.data.shards.format import MANIFEST
 from seresnext.data.shards.reader import ShardReader
-from seresnext.data.shards.remote import Remote
-from seresnext.errors import DataError
-from seresnext.remote import shown_url
+from seresnext.errors import DataError, Failure, UsageError
+from seresnext.process.fork import FORK
 
 # ------------------------------------------------------------------------------------------------ failures
 
@@ -52,10 +54,10 @@ def replace(server: Server, change: Callable[[bytes], bytes]) -> None:
 @pytest.mark.parametrize(
     ("harm", "attempts", "message"),
     [
-        (lambda server: fail(server, 503), 5, "in 5 attempts and .*: the server answers 503"),
+        (lambda server: fail(server, 503), 5, "in 5 attempts: the server answers 503"),
         (lambda server: fail(server, 404), 1, "there is no such file; check data.root"),
         (lambda server: fail(server, 403), 1, "the server answers 403; check data.root and the credentials"),
-        (lambda server: setattr(server, "cut", {NAMES[0]: 5000}), 5, "in 5 attempts and "),
+        (lambda server: setattr(server, "cut", {NAMES[0]: 5000}), 5, "in 5 attempts: "),
         (lambda server: replace(server, lambda data: data[:-512]), 5, "the checksum of 40448 bytes is not the one"),
         (lambda server: replace(server, lambda data: b"x" + data[1:]), 5, "the checksum of 40960 bytes is not"),
         (lambda server: replace(server, lambda data: data + bytes(10**7)), 5, "the checksum of .* is not"),
@@ -77,56 +79,180 @@ def test_a_download_that_fails_is_an_error(
     assert reader.read(0)
 
 
-def test_no_attempt_begins_after_the_limit_of_the_loader(server: Server, tmp_path: Path, monkeypatch):
-    """The message has the answer of the server, not a hanging worker."""
-    reader = open_remote(server, tmp_path / "cache")
-    fail(server, 503)
-    monkeypatch.setattr(remote, "PATIENCE", 0.0)
-    with pytest.raises(DataError, match=r"cannot be read, in 1 attempts and .*the server answers 503"):
-        reader.read(0)
-    assert downloads(server)[0] == 1
-
-
 def test_no_server_is_reported_with_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(DataError, match=f"{url}/train/index.json cannot be read, in 5 attempts .*: Cannot connect"):
-            ShardReader(url, "train", tmp_path, 10**6)
+        with pytest.raises(DataError, match=f"{url}/train/index.json cannot be read, in 5 attempts: Cannot connect"):
+            ShardReader(url, "train", tmp_path)
 
 
-def test_a_disk_that_is_full_is_not_waited_for(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_that_is_full_is_not_waited_for(server: Server, tmp_path: Path):
     reader = open_remote(server, tmp_path / "cache")
-    full = open("/dev/full", "wb")  # noqa: PTH123, SIM115
-    monkeypatch.setattr(RemoteShards, "_reserve", lambda *_: full)
-    with pytest.raises(DataError, match=r"the copy cannot be written to .*: No space left on device"):
+    part = tmp_path / "cache" / "shards" / f"{reader.manifest.shards[0].sha256}.part"
+    part.symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"cannot be kept in .*shards: No space left on device; set data\.cache"):
         reader.read(0)
     assert downloads(server)[0] == 1
+    assert reader.read(0)  # Nothing of the failure stays.
+
+
+# ------------------------------------------------------------------------------------------------ copies
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of the copies in the cache."""
+    return tmp_path / "cache" / "shards"
+
+
+def test_an_empty_and_a_full_cache_give_the_same(shard_root: Path, server: Server, tmp_path: Path):
+    order = np.random.default_rng(0).permutation(SHARDS * PER_SHARD).tolist()
+    local, reader = ShardReader(str(shard_root), "train"), open_remote(server, tmp_path / "cache")
+    assert (local.has_local_files, reader.has_local_files) == (True, False)
+    assert (reader.fingerprint, reader.classes) == (local.fingerprint, local.classes)
+    assert reader.labels.tolist() == local.labels.tolist()
+    expected = read_all(local, order)
+    assert read_all(reader, order) == expected
+    before = server.requests.total()
+    assert read_all(reader, order) == expected
+    assert read_all(open_remote(server, tmp_path / "cache"), order) == expected  # another run
+    assert server.requests.total() == before + 1  # the manifest
+    assert downloads(server) == [1] * SHARDS
+
+
+def test_a_folder_that_cannot_be_used_is_refused(server: Server, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot be kept in .*file.*data\.cache"):
+        open_remote(server, tmp_path / "file")
+
+
+def test_the_rest_of_a_killed_download_is_replaced(server: Server, tmp_path: Path, folder: Path):
+    reader = open_remote(server, tmp_path / "cache")
+    (folder / f"{reader.manifest.shards[0].sha256}.part").write_bytes(bytes(2 * SHARD_BYTES))
+    assert read_all(reader) == read_all(ShardReader(str(server.folder), "train"))
+    assert set(copies(tmp_path / "cache").values()) == {SHARD_BYTES}
+    assert not [*folder.glob("*.part")]
+
+
+def test_a_damaged_copy_is_downloaded_again(server: Server, tmp_path: Path, folder: Path):
+    reader = open_remote(server, tmp_path / "cache")
+    good = reader.read(0)
+    (folder / f"{reader.manifest.shards[0].sha256}.tar").write_bytes(bytes(SHARD_BYTES))
+    assert reader.read(0) == good
+    assert downloads(server)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-5], lambda _: b""]
+)
+def test_a_damaged_copy_of_the_index_is_downloaded_again(server: Server, tmp_path: Path, folder: Path, capsys, harm):
+    whole = (server.folder / "train" / "index.npy").read_bytes()
+    open_remote(server, tmp_path / "cache")
+    (path,) = folder.glob("*.npy")
+    assert (path.read_bytes(), capsys.readouterr().err) == (whole, "")
+    path.write_bytes(harm(whole))
+    server.replaced = {"index.npy": whole[:-1]}
+    with pytest.raises(DataError, match=r"train/index\.npy cannot be read.*the checksum of 575 bytes is not the one"):
+        open_remote(server, tmp_path / "cache")
+    server.replaced = {}
+    for _ in range(2):
+        assert len(open_remote(server, tmp_path / "cache")) == SHARDS * PER_SHARD
+    assert path.read_bytes() == whole
+    assert server.requests["index.npy"] == 2 + remote.ATTEMPTS
+    assert capsys.readouterr().err == 2 * f"warning: {path} is damaged and is downloaded again\n"
+
+
+def read_in_any_order(url: str, folder: Path, cache: Path, seed: int) -> None:
+    reader, local = ShardReader(url, "train", cache), ShardReader(str(folder), "train")
+    for index in np.random.default_rng(seed).integers(0, len(reader), 120).tolist():
+        assert reader.read(index) == local.read(index)
+
+
+def test_processes_share_a_cache(shard_root: Path, server: Server, tmp_path: Path):
+    server.seconds = 0.1  # Downloads overlap.
+    words = (server.url, shard_root, tmp_path / "cache")
+    children = [FORK.Process(target=read_in_any_order, args=(*words, seed)) for seed in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    assert downloads(server) == [1] * SHARDS
+
+
+# ------------------------------------------------------------------------------------------------ ahead of use
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_shards_come_without_being_read_and_keys_stay_the_same(server: Server, tmp_path: Path):
+    expected = [key.indices.tolist() for key in evaluation_keys(24, 5, 0, 1)]
+    with open_remote(server, tmp_path).prefetch(evaluation_keys(24, 5, 0, 1)) as keys:
+        until(lambda: downloads(server) == [1] * SHARDS)
+        assert [key.indices.tolist() for key in keys] == expected
+
+
+def test_the_process_ends_with_the_block(server: Server, tmp_path: Path):
+    opened = open_remote(server, tmp_path)
+    server.seconds = 5
+    started = time.monotonic()
+    with opened.prefetch(evaluation_keys(24, 5, 0, 1)):
+        until(lambda: sum(downloads(server)) > 0)
+    assert time.monotonic() - started < 4
+
+
+def test_a_server_that_fails_leaves_the_message_to_who_reads(server: Server, tmp_path: Path):
+    reader = open_remote(server, tmp_path)
+    server.failures = {NAMES[0]: 100}
+    with reader.prefetch(evaluation_keys(24, 5, 0, 1)) as keys:
+        until(lambda: downloads(server) == [remote.ATTEMPTS, 1, 1, 1])
+        assert len(list(keys)) == 5
+
+
+def test_local_shards_need_none(shard_root: Path):
+    keys = evaluation_keys(24, 5, 0, 1)
+    with ShardReader(str(shard_root), "train").prefetch(keys) as same:
+        assert same is keys
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_shards_are_downloaded_in_the_order_of_need(server: Server, tmp_path: Path, start: int):
+    """A step reads one shard; an epoch has four steps."""
+    reader = open_remote(server, tmp_path)
+    order = Order(24, 6, 6, seed=1, blocks=block_shuffle(reader.shard_ids, 1))
+    wanted = [int(reader.shard_ids[order.micro_batch(step, 0).indices[0]]) for step in range(start, 20)]
+    assert wanted[:4] != sorted(wanted[:4])
+    keys = train_keys(order, range(1), start, 20)
+    assert list(remote.in_order_of_need(reader.shard_ids, keys)) == list(dict.fromkeys(wanted))
+    assert next(keys).step < 19  # The rest of a long run is not looked at.
 
 
 # ------------------------------------------------------------------------------------------------ addresses
 
 
-@pytest.mark.parametrize("root", ["https://ann:secret@host/x", "https://host/x?token=secret", "s3://k:secret@b/x"])
-def test_credentials_in_an_address_are_refused_and_not_shown(root: str):
-    with pytest.raises(DataError, match="give credentials in the environment") as caught:
-        Remote(root, "train")
-    assert "secret" not in str(caught.value)
-    assert "secret" not in shown_url(root)
+def test_credentials_in_an_address_are_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="give credentials in the environment"):
+        ShardReader("https://ann:secret@host/x", "train", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("root", "message"),
     [
         ("gopher://host/x", "gopher:// is an unknown kind of address"),
-        ("https://host/x", "needs the extra `remote`.*pip install"),
+        ("https://host/x", r"has no aiohttp; run `pip install \"seresnext\[remote\]\"`"),
     ],
 )
 def test_an_address_that_nothing_can_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: str, message: str):
     monkeypatch.setitem(sys.modules, "aiohttp", None)
-    with pytest.raises(DataError, match=message):
-        ShardReader(root, "train", tmp_path, 10**6)
+    with pytest.raises(Failure, match=message):
+        ShardReader(root, "train", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ S3
@@ -144,19 +270,19 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_a_bucket_gives_what_the_folder_holds(s3: Path, tmp_path: Path):
-    reader = ShardReader("s3://bucket/some/prefix", "train", tmp_path, 2 * SHARD_BYTES)
+    reader = ShardReader("s3://bucket/some/prefix", "train", tmp_path)
     local = ShardReader(str(s3), "train")
     assert read_all(reader) == read_all(local)
     assert reader.fingerprint == local.fingerprint
-    assert len(copies(tmp_path)) == 2
+    assert len(copies(tmp_path)) == SHARDS
 
 
 def test_a_file_missing_in_a_bucket_is_reported(s3: Path, tmp_path: Path):
     with pytest.raises(DataError, match=r"s3://bucket/other/train/index\.json cannot be read: there is no such file"):
-        ShardReader("s3://bucket/other", "train", tmp_path, 10**6)
+        ShardReader("s3://bucket/other", "train", tmp_path)
 
 
 def test_the_cache_is_named_by_contents(s3: Path, server: Server, tmp_path: Path):
-    read_all(ShardReader("s3://bucket/some/prefix", "train", tmp_path, 10**6))
-    read_all(ShardReader(server.url, "train", tmp_path, 10**6))
+    read_all(ShardReader("s3://bucket/some/prefix", "train", tmp_path))
+    read_all(ShardReader(server.url, "train", tmp_path))
     assert downloads(server) == [0] * SHARDS
