@@ -363,9 +363,9 @@ def test_a_transfer_that_takes_too_long_is_ended(
     monkeypatch.setattr(mirror_module, "UPLOAD_SECONDS", 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silence.getsockname()[1]}")
     made.put(save(tmp_path, 1))
-    until(lambda: made.lines)
+    until(lambda: made.lines, 60)
     assert "no end of the transfer within 1 s; training continues" in made.lines[0]
     monkeypatch.undo()
     made.put(save(tmp_path, 2))
-    until(lambda: made.steps == [2])
+    until(lambda: made.steps == [2], 60)
     assert made.lines[1].endswith("succeed again")
