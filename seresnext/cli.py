@@ -12,7 +12,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from seresnext import __version__
 from seresnext.arguments import Parser
@@ -24,37 +24,32 @@ from seresnext.process.packages import LIGHT_PACKAGES, PACKAGES, require_package
 from seresnext.process.ranks import exiting_at_interrupt, has_one_machine, is_first_rank, print_failure
 from seresnext.process.stop_request import StopRequest
 
-if TYPE_CHECKING:
-    from seresnext.distributed import World
-
 
 @dataclass(frozen=True)
 class Command:
     """A command of one process: the arguments, the work, and the packages that the work needs."""
 
     add_arguments: Callable[[Parser], None]
-    run: Callable[[Namespace], None]
+    run: Callable[..., Any]
     interrupted: str = "interrupted"  # printed after Ctrl-C
     packages: Sequence[str] = PACKAGES
 
 
 @dataclass(frozen=True)
-class RankedCommand:
+class RankedCommand(Command):
     """A command of many ranks.
 
-    `prepare` works without torch, and returns the job of a rank, or None if the command is done. `record_refusal`
-    writes a failure into the run folder.
+    `run(options, stop)` works without torch, and returns the job of a rank, or None if the command is done.
+    `record_refusal` writes a failure into the run folder.
     """
 
-    add_arguments: Callable[[Parser], None]
-    prepare: Callable[[Namespace, StopRequest], Callable[[World], None] | None]
     record_refusal: Callable[[Namespace, Failure], None] = lambda options, failure: None
 
 
-# The first line of the docstring of `run` or `prepare` describes the command in the help.
-COMMANDS: dict[str, Command | RankedCommand] = {
-    "train": RankedCommand(train.add_arguments, train.prepare, train.record_refusal),
-    "finetune": RankedCommand(finetune.add_arguments, finetune.prepare, finetune.record_refusal),
+# The first line of the docstring of `run` describes the command in the help.
+COMMANDS: dict[str, Command] = {
+    "train": RankedCommand(train.add_arguments, train.prepare, record_refusal=train.record_refusal),
+    "finetune": RankedCommand(finetune.add_arguments, finetune.prepare, record_refusal=finetune.record_refusal),
     "check": RankedCommand(check.add_arguments, check.prepare),
     "validate": RankedCommand(validate.add_arguments, validate.prepare),
     "report": RankedCommand(report.add_arguments, report.prepare),
@@ -92,15 +87,14 @@ def main(words: Sequence[str], stop: StopRequest) -> int:
     return exit_code_of(lambda: _run_alone(name, command, arguments), command.interrupted)
 
 
-def _parse(name: str, command: Command | RankedCommand, words: Sequence[str], options: Namespace) -> Namespace:
+def _parse(name: str, command: Command, words: Sequence[str], options: Namespace) -> Namespace:
     parser = Parser(prog=f"seresnext {name}", description=_summary(command))
     command.add_arguments(parser)
     return parser.parse(words, options)
 
 
-def _summary(command: Command | RankedCommand) -> str:
-    work = command.run if isinstance(command, Command) else command.prepare
-    return str(work.__doc__).partition("\n")[0]
+def _summary(command: Command) -> str:
+    return str(command.run.__doc__).partition("\n")[0]
 
 
 def _print_commands(name: str) -> None:
@@ -127,7 +121,7 @@ def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop
         with exiting_at_interrupt():
             try:
                 _parse(name, command, arguments, options)
-                job = command.prepare(options, stop)
+                job = command.run(options, stop)
                 if job is None:
                     return 0
             except Failure as failure:

@@ -95,15 +95,14 @@ def perform(trainings: Sequence[Training], folder: Path) -> list[Seen]:
     seen = []
     with open_world() as joined:
         for training in trainings:
-            # The heartbeat of this world never starts, so it reports no crashed rank. A heartbeat keeps a run folder.
-            world = World(joined.rank, joined.size, joined.device)
-            gc.collect()  # This releases the lock of the run folder before.
+            if training.copy_of and joined.is_first:
+                shutil.copytree(folder / training.copy_of, folder / training.run)
+            joined.gather(None)
+            # The heartbeat of this world never starts. It would report a crashed rank to the other ranks.
+            seen.append(_perform(training, World(joined.rank, joined.size, joined.device), folder))
+            gc.collect()  # This releases the lock of the run folder.
             if len(seen) == 1:
                 gc.freeze()  # All modules are loaded. Later collections ignore them, which saves half a second each.
-            if training.copy_of and world.is_first:
-                shutil.copytree(folder / training.copy_of, folder / training.run)
-            world.gather(None)
-            seen.append(_perform(training, world, folder))
     return seen
 
 

@@ -5,7 +5,6 @@ The images of the model are the logits.
 
 import math
 from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -17,9 +16,7 @@ from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.substitute import BadImageCounter, ReplacedImage
 from seresnext.distributed import World
 from seresnext.progress import ProgressBar
-from seresnext.recipe.schema import EvaluationSection
-from seresnext.runtime import PRECISIONS
-from seresnext.training.data import TrainData, Validation
+from seresnext.recipe.schema import Recipe
 from seresnext.training.plan import Plan, Progress
 from seresnext.training.result import StepResult
 from seresnext.training.schedule import Schedule
@@ -41,7 +38,7 @@ class Steps:
         self._log, self._stops_at, self._scale = log, stops_at, 2.0 if scaled else 1.0
         self._loss_of, self._grad_norm_of = loss_of, grad_norm_of
 
-    def __call__(self, batches, *, step, lr, stop, save_failed, bad_images):
+    def __call__(self, batches, *, step, lr, stop, save_failed=False, bad_images=0):
         assert next(batches) == step
         assert lr == 0.5**step
         self._log.append(("step", step))
@@ -147,6 +144,7 @@ class Run:
         saves_fail_at=(),
         bad_at=(),
         bad_allowed=9,
+        stop_after_skips=3,
         **plan,
     ):
         self.log, self.starts, self.right, self.bad_at = [], [], right, bad_at
@@ -157,27 +155,23 @@ class Run:
         self.progress = progress or Progress()
         self.models = {name: Logits() for name in weights}
         self.stop = SimpleNamespace(requested=False)
-        plan = {"stop_after_skips": 3, **plan}
+        evaluation = {"weights": chosen, "best_by": best_by, "recalibrate": {"images": 17} if calibrated else None}
+        values = {"model": {"name": "seresnext26"}, "evaluation": evaluation, "runtime": {"precision": "fp32"}}
+        recipe = Recipe.model_validate({**values, "optimizer": {"stop_after_skips": stop_after_skips}})
         self.trainer = Trainer(
             world=World(),
+            recipe=recipe,
             plan=Plan(total, 4, log_every, evaluate_every, save_every, global_size=6, **plan),
             progress=self.progress,
             step=Steps(self.log, loss_of, grad_norm_of, stops_at, scaled),
             schedule=Schedule("step", peak=1.0, total=total, every=1, factor=0.5),
-            train=TrainData(
-                self._train_batches,
-                lambda step, replica: [f"{step}/{replica}/{n}.jpg" for n in range(20)],
-                self.bad_images,
-                3 if calibrated else 0,
-            ),
-            validation=Validation(
-                self._validation_batches,
-                2,
-                self.models,
-                EvaluationSection(weights=chosen, best_by=best_by),
-                PRECISIONS["fp32"],
-                [f"class {number}" for number in range(CLASSES)],
-            ),
+            train_batches=self._train_batches,
+            names=lambda step, replica: [f"{step}/{replica}/{n}.jpg" for n in range(20)],
+            bad_images=self.bad_images,
+            val_batches=self._validation_batches,
+            num_val_batches=2,
+            models=self.models,
+            classes=[f"class {number}" for number in range(CLASSES)],
             saver=self.saver,
             logger=self.logger,
             stop=self.stop,
@@ -207,9 +201,8 @@ class Run:
         yield iter([DeviceBatch(logits[:5], labels[:5], 0, 0, 0.0), DeviceBatch(logits[5:], labels[5:], 1, 0, 0.0)])
 
     def before_validation(self, action):
-        batches = self._validation_batches
-        validation = replace(self.trainer.validation, batches=lambda: (action(), batches())[1])
-        self.trainer.validation = validation
+        """Call an action before each validation."""
+        self.trainer.val_batches = lambda: (action(), self._validation_batches())[1]
 
     def what(self, *kinds):
         """Return the actions of some kinds in order, such as `step0 read0 save1`."""

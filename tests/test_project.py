@@ -68,9 +68,6 @@ def test_a_wrong_import_is_named(tmp_path, module, added, named):
 # Modules without a test file of the same name, and the file that tests each.
 TESTED_ELSEWHERE = {
     "report/html.py": "report/test_page.py",
-    "run/dry_run.py": "runs/test_mistakes.py",
-    "run/introduction.py": "runs/test_training.py",
-    "training/wrapped.py": "training/test_step.py",
     "process/packages.py": "test_cli.py",
     "process/ranks.py": "test_cli.py",
     "arguments.py": "test_cli.py",
@@ -87,7 +84,6 @@ TESTED_ELSEWHERE = {
     "errors.py": "test_cli.py",
     "metrics/sink.py": "metrics/test_logger.py",
     "export/documents.py": "export/test_verify.py",
-    "training/data.py": "training/test_trainer.py",
     "run/train.py": "runs/test_training.py",
     "run/validate.py": "runs/test_validation.py",
     "models/preprocessing.py": "models/test_pretrained.py",

@@ -223,7 +223,7 @@ def our_stream(run: Run, world: World, steps_of_rounds: Iterator[int], clock: Cl
     prepared = prefetch(
         batches,
         device=world.device,
-        dtype=run.precision.weights,
+        dtype=PRECISIONS[recipe.runtime.precision].weights,
         mean=data.mean,
         std=data.std,
         channels_last=recipe.runtime.channels_last is True,

@@ -136,7 +136,6 @@ def _resume(folder: Path, files: Files) -> None:
     if saved is None:
         raise WrongResult("the checkpoint is not found")
     progress = restored_progress(saved)
-    _ = saved.recipe
     of_seed = {name: saved.metadata.recipe.get(name) for name in ("ema", "evaluation")}
     check_compatible(saved, recipe_from_values({**values, **of_seed}, "the seed"), dataset, ())
     if not any(name.startswith("ema.") for name in saved.tensors):

@@ -86,9 +86,9 @@ def _open(recipe: Recipe, world: World, is_real: bool) -> tuple[Recipe, dict[str
     """
     if not is_real:
         if recipe.model.num_classes == AUTO_CLASSES:
-            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"num_classes": 1000})})
-        data = recipe.data.model_copy(update={"format": "synthetic", "synthetic_images": OFFICIAL_COUNTS["train"]})
-        _, _, problems = find_start_problems(recipe.model_copy(update={"data": data}), None, world, lambda text: None)
+            recipe = recipe.changed(model={"num_classes": 1000})
+        synthetic = recipe.changed(data={"format": "synthetic", "synthetic_images": OFFICIAL_COUNTS["train"]})
+        _, _, problems = find_start_problems(synthetic, None, world, lambda text: None)
         measured = "not checked: no --data; synthetic photographs with ImageNet's sizes stand for the images"
         return recipe, {}, [judge("data", "images", measured), *map(_from_problem, problems)]
     warnings: list[str] = []

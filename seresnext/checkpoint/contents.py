@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seresnext.errors import CheckpointError
+from seresnext.errors import CheckpointError, RecipeError
 from seresnext.printable import listed, printable
+from seresnext.recipe.load import recipe_from_values
+from seresnext.recipe.schema import Recipe
 from seresnext.weights.marks import FORMAT, check_format
 
 _MOST_LISTED = 50  # lines in one message: a screen
@@ -89,6 +91,13 @@ class CheckpointMetadata:
         if invalid := [name for name, is_valid in valid.items() if not is_valid]:
             raise _error(source, f"has metadata that no run writes: {', '.join(invalid)}")
         return found
+
+    def read_recipe(self, source: str) -> Recipe:
+        """Return the recipe of the run. Raise CheckpointError for a recipe that this version cannot use."""
+        try:
+            return recipe_from_values(self.recipe, source)
+        except RecipeError as error:
+            raise _error(source, f"has a recipe that cannot be used: {error}") from None
 
 
 def allocate_snapshot(state: StateTensors) -> dict[str, Tensor]:

@@ -147,11 +147,6 @@ def mark_corrupt(damaged: Iterable[Path]) -> list[Path]:
 # Reading
 
 
-def is_name_of_run(path: Path) -> bool:
-    """Return whether a file of this name in the folder of a run counts as a checkpoint of the run."""
-    return _STEP_NAME.fullmatch(path.name) is not None or path.name in ("last.safetensors", "best.safetensors")
-
-
 def best_candidates(folder: Path, step: int) -> list[Path]:
     """Return the files of a folder that may be the best checkpoint of a run, if the best is of `step`."""
     paths = [folder / f"step-{step:08d}.safetensors", folder / "best.safetensors"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from seresnext.distributed import World
-    from seresnext.run.validate import Validation, ValidationSettings
+    from seresnext.run.validate import Validation
 
 
 def add_arguments(parser: Parser) -> None:
@@ -64,15 +64,14 @@ def report_run(run: Path, folder: Path, world: World, data: str | None = None, a
     from seresnext.metrics import tracker
     from seresnext.run.validate import ValidationSettings, validate
 
-    settings = ValidationSettings(data=data)
-    write(validate(run, world, settings), settings, folder, world)
+    write(validate(run, world, ValidationSettings(data=data)), folder, world)
     if attach and world.is_first:
         tracker.attach(run, folder)
 
 
-def write(validation: Validation, settings: ValidationSettings, folder: Path, world: World) -> None:
+def write(validation: Validation, folder: Path, world: World) -> None:
     """Write the report on rank 0, and print the path."""
     from seresnext.report.page import write_report
 
     if world.is_first:
-        print(f"report: {write_report(validation, settings, folder, world.device)}")
+        print(f"report: {write_report(validation, folder, world.device)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -47,8 +47,8 @@ command again resumes the run. README.md describes runs and their folders, docs/
     add_device(parser)
     add("--print-recipe", action="store_true", help="print the resolved recipe and stop")
     add("--diff", type=text_argument, metavar="RECIPE", help="print how another recipe differs and stop")
-    traced = "write a torch profiler trace to the run folder: of steps 100:105, or of 5 steps after the start"
-    add("--profile", type=profile_argument, metavar="STEPS", help=traced)
+    profile = "write a torch profiler trace of so many steps to the run folder, from the sixth step of this start on"
+    add("--profile", type=count_argument, default=0, metavar="STEPS", help=profile)
     add("--dry-run", action="store_true", help="build everything, take a few steps, estimate the time, leave nothing")
 
 
@@ -107,17 +107,6 @@ def _train(options: Namespace, loaded: LoadedRecipe, stop: StopRequest, world: W
         allow_changed=allowed,
         profile=options.profile,
     )
-
-
-def profile_argument(text: str) -> tuple[int | None, int]:
-    """Return the first and the last step of `FIRST:LAST`, both included and counted from 1, or None and a count."""
-    first, colon, last = text.rpartition(":")
-    if not colon:
-        return None, count_argument(text)
-    steps = count_argument(first), count_argument(last)
-    if steps[0] > steps[1]:
-        raise ArgumentTypeError(f"{text!r} ends before its first step; write FIRST:LAST")
-    return steps
 
 
 def record_refusal(options: Namespace, failure: Failure) -> None:

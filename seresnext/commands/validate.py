@@ -98,6 +98,6 @@ def _validate(options: Namespace, world: World) -> None:
         if options.table and world.is_first:
             write_table(validation.table(), options.table)
         if options.report:
-            report.write(validation, settings, options.report, world)
+            report.write(validation, options.report, world)
     if options.json and world.is_first:
         write_json(options.json, reports if len(reports) > 1 else reports[0])

@@ -26,7 +26,7 @@ from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.printable import listed
 from seresnext.recipe.schema import Recipe
-from seresnext.runtime import PRECISIONS, Precision
+from seresnext.runtime import PRECISIONS
 
 
 def check_same_data(world: World, *readers: Reader) -> None:
@@ -91,11 +91,9 @@ def validation_source(recipe: Recipe, reader: Reader) -> BatchSource:
 
 @contextmanager
 def device_batches(
-    source: BatchSource,
     reader: Reader,
     keys: Iterable[BatchKey],
     recipe: Recipe,
-    precision: Precision,
     world: World,
     *,
     training: bool = False,
@@ -105,6 +103,7 @@ def device_batches(
 
     Training batches are also erased, and prepared by compiled code if the recipe compiles.
     """
+    source = train_source(recipe, reader) if training else validation_source(recipe, reader)
     data, runtime = recipe.data, recipe.runtime
     on_gpu = world.device.type == "cuda"
     with (
@@ -114,7 +113,7 @@ def device_batches(
         yield prefetch(
             _counted(batches, bad_images) if bad_images else batches,
             device=world.device,
-            dtype=precision.weights,
+            dtype=PRECISIONS[runtime.precision].weights,
             mean=data.mean,
             std=data.std,
             channels_last=runtime.channels_last is not False,

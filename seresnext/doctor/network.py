@@ -20,21 +20,16 @@ from seresnext.errors import DataError, UsageError
 from seresnext.models import LoadedWeights, Preprocessing, SENet
 from seresnext.models.folding import fold_batchnorm
 from seresnext.models.pretrained import build_pretrained
-from seresnext.models.registry import build_model
 from seresnext.printable import listed, printable
 from seresnext.process.packages import extra
 from seresnext.progress import progress
-from seresnext.randomness import permutation_at, torch_seed_at
+from seresnext.randomness import permutation_at
 from seresnext.recipe.load import load_recipe
 from seresnext.recipe.schema import Recipe
-from seresnext.run.resolve import resolve_auto
-from seresnext.runtime import PRECISIONS
-from seresnext.training.ema import Ema
-from seresnext.training.loss import build_loss
-from seresnext.training.optimizer import build_optimizer
+from seresnext.run.assemble import build_step, new_model
+from seresnext.run.environment import resolve_auto
 from seresnext.training.plan import build_plan
 from seresnext.training.schedule import build_schedule
-from seresnext.training.step import StepSettings, TrainingStep
 
 FOLDS = 4
 _EPOCHS, _FINE_TUNE_EPOCHS, _FEWEST_STEPS = 8, 4, 100
@@ -133,26 +128,20 @@ def train(
     recipe: Recipe, reader: Reader, weights: LoadedWeights | None, world: World, advance: Callable[[int], None]
 ) -> SENet:
     """Return the average (EMA) of a network that was trained on a reader. Call `advance(1)` after each step."""
-    precision, seed = PRECISIONS[recipe.runtime.precision], recipe.runtime.seed
     order = pipeline.build_order(recipe, reader)
     plan = build_plan(recipe, order.steps_per_epoch)
-    torch.manual_seed(torch_seed_at(seed, "init"))
-    model = build_model(recipe.model)
-    precision.apply_to(model, world.device, recipe.runtime.channels_last is not False)
+    schedule, model = build_schedule(recipe, plan), new_model(recipe, world)
     if weights:
         weights.load_into(model, reset_head=True)
-    assert recipe.ema
-    schedule, ema = build_schedule(recipe, plan), Ema(model, recipe.ema.decay, recipe.ema.warmup)
-    optimizer, settings = build_optimizer(model, recipe.optimizer), StepSettings(order.replicas, seed, precision)
-    step = TrainingStep(model, optimizer, build_loss(recipe.loss), settings, world, ema=ema)
+    step = build_step(recipe, model, plan, world)
     keys = train_keys(order, step.own_replicas, 0, plan.total)
-    source = pipeline.train_source(recipe, reader)
-    with pipeline.device_batches(source, reader, keys, recipe, precision, world, training=True) as batches:
+    with pipeline.device_batches(reader, keys, recipe, world, training=True) as batches:
         for number in range(plan.total):
             step(batches, step=number, lr=schedule.lr_at(number), stop=False).result()
             advance(1)
-    assert isinstance(ema.model, SENet)
-    return ema.model
+    assert step.ema
+    assert isinstance(step.ema.model, SENet)
+    return step.ema.model
 
 
 def predict(
@@ -163,9 +152,8 @@ def predict(
     Raise DataError for an image that has changed since the look.
     """
     classifier = Classifier(fold_batchnorm(model), classes, Preprocessing.of_recipe(recipe))
-    keys, source = evaluation_keys(len(reader), 32, 0, 1), pipeline.validation_source(recipe, reader)
-    rows = []
-    with pipeline.device_batches(source, reader, keys, recipe, PRECISIONS["fp32"], world) as batches:
+    keys, rows = evaluation_keys(len(reader), 32, 0, 1), []
+    with pipeline.device_batches(reader, keys, recipe, world) as batches:
         for batch in batches:
             for _, message in batch.unreadable:
                 raise DataError(message)

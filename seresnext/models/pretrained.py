@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, select
-from seresnext.errors import CheckpointError, RecipeError, UsageError
+from seresnext.errors import CheckpointError, UsageError
 from seresnext.models.locate import find_weights
 from seresnext.models.preprocessing import Preprocessing, published_preprocessing
 from seresnext.models.registry import MODELS, canonical_name, create_model
@@ -24,7 +24,6 @@ from seresnext.models.senet import SENet
 from seresnext.models.timm_config import CONFIG, TimmConfig, preprocessing_of_arguments, read_config
 from seresnext.models.timm_names import from_timm_names, has_timm_names
 from seresnext.printable import listed, printable, shown_path
-from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.schema import Recipe
 from seresnext.weights import read_weights
 from seresnext.weights.names import model_tensors
@@ -135,10 +134,7 @@ def open_weights(path: str | Path, weights: str | None = None) -> LoadedWeights:
         tensors = model_tensors(tensors, source)
         return LoadedWeights(source, tensors, kind, config=read_config(path), arguments=arguments)
     metadata = CheckpointMetadata.from_metadata(texts, source)
-    try:
-        recipe = recipe_from_values(metadata.recipe, source)
-    except RecipeError as error:
-        raise CheckpointError(f"{source} has a recipe that cannot be used: {error}") from None
+    recipe = metadata.read_recipe(source)
     chosen = weights or recipe.evaluation.weights
     if chosen == "auto":
         chosen = "ema" if recipe.ema else "model"

@@ -9,6 +9,7 @@ The names in the tables of the code are repeated here, because this package impo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
@@ -437,3 +438,8 @@ class Recipe(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
     runtime: RuntimeSection = RuntimeSection()
+
+    def changed(self, **sections: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with other values, unchecked: `changed(model={"num_classes": 3}, data={"workers": 0})`."""
+        update = {name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
+        return self.model_copy(update=update)

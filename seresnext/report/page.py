@@ -29,7 +29,7 @@ from seresnext.report.figures import Series, build_chart
 from seresnext.report.gradcam import choose_stage, grad_cam, overlay
 from seresnext.report.html import SIDE, address, render_page
 from seresnext.report.plot import KINDS, MEASURES, Curve, read_curves
-from seresnext.run.validate import Validation, ValidationSettings
+from seresnext.run.validate import Validation
 
 PICTURES = 24
 """Thumbnails of the most confident mistakes, and of the least certain images."""
@@ -38,7 +38,7 @@ NO_PICTURES = {"mistakes": (), "uncertain": (), "stage": None}
 _MATRIX = 20  # classes of the largest matrix that is drawn
 
 
-def write_report(validation: Validation, settings: ValidationSettings, folder: Path, device: torch.device) -> Path:
+def write_report(validation: Validation, folder: Path, device: torch.device) -> Path:
     """Write `index.html` into a folder, and return the path. Raise Failure if the file cannot be written."""
     checkpoint = validation.checkpoint.absolute()
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
@@ -52,15 +52,14 @@ def write_report(validation: Validation, settings: ValidationSettings, folder: P
     hidden = MEASURES.keys() - {recipe.evaluation.best_by if recipe else ""}
     curves = {name: curve for name, curve in curves.items() if name.partition(".")[2] not in hidden}
     environment = read_small_json(run / "environment.json") or (metadata.environment if metadata else None)
-    data = validation.recipe.data
-    source = f"{settings.data or data.root}/{settings.split or data.val_split}"
+    source = f"{validation.recipe.data.root}/{validation.recipe.data.val_split}"
     if isinstance(validation.reader, SyntheticReader):
         source = "synthetic images"
     page = render(
         validation.to_json(),
         curves,
         source=source,
-        data=_data_rows(validation, settings, source),
+        data=_data_rows(validation, source),
         pictures=_pictures(validation, device),
         notes=_loss_notes(recipe) if recipe and curves else (),
         recipe=to_yaml(to_values(recipe)) if recipe else None,
@@ -169,8 +168,8 @@ def _loss_notes(recipe: Recipe) -> list[str]:
     return notes
 
 
-def _data_rows(validation: Validation, settings: ValidationSettings, source: str) -> list[tuple[str, Any]]:
-    recipe, reader = validation.recipe, validation.reader
+def _data_rows(validation: Validation, source: str) -> list[tuple[str, Any]]:
+    recipe, reader, settings = validation.recipe, validation.reader, validation.settings
     rows = [
         ("images", f"{len(reader):,} of {source}"),
         ("classes", f"{len(validation.selection.names):,}"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from seresnext.checkpoint import contents
 from seresnext.checkpoint.contents import CheckpointMetadata, StateTensors
@@ -26,27 +27,52 @@ from seresnext.metrics.console import Console
 from seresnext.metrics.logger import RunLogger
 from seresnext.models import first_weights, open_weights
 from seresnext.models.registry import build_model
+from seresnext.models.senet import SENet
 from seresnext.process.stop_request import StopRequest
 from seresnext.randomness import torch_seed_at
 from seresnext.recipe.check import check_lengths
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import recipe_hash
-from seresnext.run.environment import describe_environment
+from seresnext.run.environment import describe_environment, resolve_auto
 from seresnext.run.folder import RunFolder
 from seresnext.run.opening import open_splits
-from seresnext.run.resolve import resolve_auto
 from seresnext.run.resume import LoadedCheckpoint
 from seresnext.runtime import PRECISIONS, make_deterministic, tune_malloc
-from seresnext.training.data import TrainData, Validation
 from seresnext.training.ema import Ema
 from seresnext.training.loss import build_class_weights, build_loss
 from seresnext.training.optimizer import build_optimizer, optimizer_state, share_step_count
-from seresnext.training.plan import Progress, build_plan
+from seresnext.training.plan import Plan, Progress, build_plan
 from seresnext.training.saving import Saver
 from seresnext.training.schedule import build_schedule
-from seresnext.training.step import StepSettings, TrainingStep
+from seresnext.training.step import TrainingStep
 from seresnext.training.trainer import Trainer
+
+
+def new_model(recipe: Recipe, world: World) -> SENet:
+    """Build the model of a recipe on the device, with its first random weights."""
+    torch.manual_seed(torch_seed_at(recipe.runtime.seed, "init"))
+    model = build_model(recipe.model)
+    model.grad_checkpointing = recipe.runtime.grad_checkpointing
+    # The model has its final format before weights are loaded: a model in fp32 would round weights in fp64.
+    PRECISIONS[recipe.runtime.precision].apply_to(model, world.device, recipe.runtime.channels_last is not False)
+    return model
+
+
+def build_step(
+    recipe: Recipe, model: SENet, plan: Plan, world: World, class_weights: Tensor | None = None
+) -> TrainingStep:
+    """Build the training step of a recipe, with loss, optimizer and average (EMA)."""
+    return TrainingStep(
+        model,
+        build_optimizer(model, recipe.optimizer, later=recipe.model.frozen),
+        loss=build_loss(recipe.loss, class_weights),
+        recipe=recipe,
+        world=world,
+        mix=build_mixup_cutmix(recipe, plan.steps_per_epoch),
+        ema=Ema(model, recipe.ema.decay, recipe.ema.warmup) if recipe.ema else None,
+        thaw_at=plan.thaw_at,
+    )
 
 
 class Run:
@@ -59,9 +85,8 @@ class Run:
     def __init__(self, recipe: Recipe, checkpoint: LoadedCheckpoint | None, world: World, console: Console) -> None:
         self._world = world
         self._console = console
-        previous = checkpoint.recipe if checkpoint else None
         with world.agreeing():
-            recipe, notices = resolve_auto(recipe, previous, world)
+            recipe, notices = resolve_auto(recipe, checkpoint and checkpoint.recipe, world)
         make_deterministic(recipe.runtime.deterministic)
         tune_malloc(world.device)
         self.recipe, self.train, self.val = open_splits(recipe, checkpoint, world, console.print)
@@ -74,37 +99,16 @@ class Run:
             self.order = pipeline.build_order(recipe, self.train)
             notices += check_lengths(recipe, self.order.steps_per_epoch)
             self.plan = build_plan(recipe, self.order.steps_per_epoch)
-            self.precision = PRECISIONS[recipe.runtime.precision]
-            torch.manual_seed(torch_seed_at(recipe.runtime.seed, "init"))
-            self.model = build_model(recipe.model)
-            self.model.grad_checkpointing = recipe.runtime.grad_checkpointing
-            # The model has its final format before weights are loaded: a model in fp32 would round weights in fp64.
-            self.precision.apply_to(self.model, world.device, recipe.runtime.channels_last is True)
-            if previous is None and recipe.model.weights:
+            self.model = new_model(recipe, world)
+            if recipe.model.weights and checkpoint is None:
                 loaded = open_weights(first_weights(recipe.model))
                 notices += loaded.load_into(self.model, recipe.model.reset_head)
         self.model.freeze(recipe.model.never_trained)
         for notice in notices:
             console.print(notice)
-        self.ema = Ema(self.model, recipe.ema.decay, recipe.ema.warmup) if recipe.ema else None
-        self.optimizer = build_optimizer(self.model, recipe.optimizer, later=recipe.model.frozen)
-        self.step = TrainingStep(
-            self.model,
-            self.optimizer,
-            loss=build_loss(recipe.loss, build_class_weights(recipe, self.train, world.device)),
-            settings=StepSettings(
-                replicas=self.order.replicas,
-                seed=recipe.runtime.seed,
-                precision=self.precision,
-                compiled=recipe.runtime.compile is True,
-                clip_norm=recipe.optimizer.clip_norm,
-                thaw_at=self.plan.thaw_at,
-                compress=recipe.runtime.compress_gradients == "bf16",
-            ),
-            world=world,
-            mix=build_mixup_cutmix(recipe, self.plan.steps_per_epoch),
-            ema=self.ema,
-        )
+        class_weights = build_class_weights(recipe, self.train, world.device)
+        self.step = build_step(recipe, self.model, self.plan, world, class_weights)
+        self.ema, self.optimizer = self.step.ema, self.step.optimizer
         self._bad_images = BadImageCounter(recipe.data.max_bad_images, world, console.print)
 
     def trainer(
@@ -114,7 +118,7 @@ class Run:
 
         Without a folder (a dry run) the trainer writes nothing.
         """
-        recipe, recalibrate = self.recipe, self.recipe.evaluation.recalibrate
+        recipe = self.recipe
         self.warm_up(progress.step)
         logger = RunLogger(folder.path if folder else None, self._console, self._world, recipe, self.train.classes)
         with self._world.agreeing():
@@ -127,25 +131,18 @@ class Run:
         gc.enable()  # The garbage collector is off during the start of the process (train.py).
         return Trainer(
             world=self._world,
+            recipe=recipe,
             plan=self.plan,
             progress=progress,
             step=self.step,
             schedule=build_schedule(recipe, self.plan),
-            train=TrainData(
-                self.train_batches,
-                names=lambda step, replica: [self.train.name(i) for i in self.order.micro_batch(step, replica).indices],
-                bad_images=self._bad_images,
-                # Calibration gets the images that would come after the last step.
-                calibration_steps=math.ceil(recalibrate.images / self.plan.global_size) if recalibrate else 0,
-            ),
-            validation=Validation(
-                self._validation_batches,
-                num_batches=math.ceil(len(self.val) / self._evaluation_size),
-                models={"model": self.model, **({"ema": self.ema.model} if self.ema else {})},
-                settings=recipe.evaluation,
-                precision=self.precision,
-                classes=self.train.classes,
-            ),
+            train_batches=self.train_batches,
+            names=lambda step, replica: [self.train.name(i) for i in self.order.micro_batch(step, replica).indices],
+            bad_images=self._bad_images,
+            val_batches=self._validation_batches,
+            num_val_batches=math.ceil(len(self.val) / self._evaluation_size),
+            models={"model": self.model, **({"ema": self.ema.model} if self.ema else {})},
+            classes=self.train.classes,
             saver=self.saver(folder.checkpoints if folder else None, folder and folder.mirror),
             logger=logger,
             stop=stop,
@@ -188,21 +185,18 @@ class Run:
         """Raise CheckpointError unless this run can resume from a checkpoint. Change nothing."""
         metadata = checkpoint.metadata
         contents.check_fits(checkpoint.tensors, self.state(), str(checkpoint.path))
-        # An allowed change of these sections changes the number of steps.
-        values = to_values(self.recipe)
-        same = all(metadata.recipe.get(section) == values[section] for section in ("length", "batch", "augment"))
-        if metadata.step > self.plan.total and same and metadata.dataset["num_images"] == len(self.train):
+        if metadata.step > self.plan.total:
             raise CheckpointError(
                 f"{checkpoint.path} is of step {metadata.step}, and the run has {self.plan.total} steps; use another "
-                "checkpoint of the run"
+                "checkpoint of the run, or a larger length"
             )
 
     def _metadata(self, step: int, progress: dict[str, Any]) -> CheckpointMetadata:
         values = to_values(self.recipe)
         return CheckpointMetadata(
-            step=step,
-            recipe=values,
-            recipe_hash=recipe_hash(values),
+            step,
+            values,
+            recipe_hash(values),
             best=progress["best"],
             history=progress["history"],
             dataset=self.dataset,
@@ -213,18 +207,11 @@ class Run:
     def train_batches(self, start: int, end: int) -> AbstractContextManager[Iterator[DeviceBatch]]:
         """Return the micro-batches of this rank's logical replicas, from step `start` to before step `end`."""
         sizes = build_image_size_schedule(self.recipe, self.plan.steps_per_epoch)
+        keys = train_keys(self.order, self.step.own_replicas, start, end, sizes)
         return pipeline.device_batches(
-            pipeline.train_source(self.recipe, self.train),
-            self.train,
-            train_keys(self.order, self.step.own_replicas, start, end, sizes),
-            self.recipe,
-            self.precision,
-            self._world,
-            training=True,
-            bad_images=self._bad_images,
+            self.train, keys, self.recipe, self._world, training=True, bad_images=self._bad_images
         )
 
     def _validation_batches(self) -> AbstractContextManager[Iterator[DeviceBatch]]:
         keys = evaluation_keys(len(self.val), self._evaluation_size, self._world.rank, self._world.size)
-        source = pipeline.validation_source(self.recipe, self.val)
-        return pipeline.device_batches(source, self.val, keys, self.recipe, self.precision, self._world)
+        return pipeline.device_batches(self.val, keys, self.recipe, self._world)

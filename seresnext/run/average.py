@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seresnext.checkpoint import file_format, store
+from seresnext.checkpoint import file_format
 from seresnext.checkpoint.contents import CheckpointMetadata, check_values
 from seresnext.errors import CheckpointError, Failure, UsageError
 from seresnext.models import find_weights, open_weights
@@ -72,8 +72,6 @@ def average_checkpoints(arguments: Namespace) -> None:
         raise UsageError("too few checkpoints, or one twice; give two checkpoints or more, each once")
     if output.suffix != ".safetensors" or output.exists():
         raise UsageError(f"--output {output}: the file exists or has another ending; give a new .safetensors file")
-    if store.is_name_of_run(output):  # A run would resume from such a file in the run folder.
-        raise UsageError(f"--output {output}: this name is reserved for the checkpoints of a run; give another name")
     tensors, metadata = average(paths, None if arguments.weights == "auto" else arguments.weights)
     texts = {**metadata.to_metadata(), AVERAGED: json.dumps([path.name for path in paths])}
     temporary = output.with_name(f"{output.name}.tmp")

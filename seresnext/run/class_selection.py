@@ -99,14 +99,10 @@ def _is_number(name: str) -> bool:
 
 
 def _other_classes(folders: Sequence[str], model_names: Sequence[str], where: str) -> DataError:
-    there, here = set(model_names), set(folders)
+    here, there = sorted(set(folders).difference(model_names)), sorted(set(model_names).difference(folders))
+    only = [", ".join(printable(name) for name in names[:_LISTED]) or "-" for names in (here, there)]
     return DataError(
-        f"{where} has other classes than the model was trained on ({len(here)} here, {len(there)} there; only here: "
-        f"{_listing(here - there)}; only there: {_listing(there - here)}), so labels would not mean the same"
-        f"{look_alikes(here - there, there - here)}; give data of the model's classes with --data DIR, or the class of "
-        "each folder with --class-map FILE"
+        f"{where} has other classes than the model was trained on ({len(folders)} here, {len(model_names)} there; only "
+        f"here: {only[0]}; only there: {only[1]}), so labels would not mean the same{look_alikes(here, there)}; give "
+        "data of the model's classes with --data DIR, or the class of each folder with --class-map FILE"
     )
-
-
-def _listing(names: set[str]) -> str:
-    return ", ".join(printable(name) for name in sorted(names)[:_LISTED]) or "-"

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import time
+
 from seresnext.distributed import World
+from seresnext.evaluation import evaluate
 from seresnext.metrics.console import Console
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.schema import Recipe
 from seresnext.run.assemble import Run
 from seresnext.run.estimate import Spread, duration, number, peak_memory
-from seresnext.run.introduction import introduce
+from seresnext.run.train import introduce
+from seresnext.runtime import PRECISIONS
+from seresnext.training.nonfinite import describe_skip
 from seresnext.training.plan import Progress
+from seresnext.training.trainer import Trainer
+
+_STEPS = 5
 
 
 def dry_run(recipe: Recipe, world: World, stop: StopRequest) -> None:
@@ -20,7 +30,8 @@ def dry_run(recipe: Recipe, world: World, stop: StopRequest) -> None:
     console = Console(enabled=world.is_first)
     run = Run(recipe, None, world, console)
     console.print(introduce(run, world))
-    seconds, validation_seconds = run.trainer(None, None, Progress(), stop).dry_run()
+    trainer = run.trainer(None, None, Progress(), stop)
+    seconds, validation_seconds = time_steps(trainer), time_validation(trainer)
     step = Spread.of(seconds)
     where = " on the GPU" if world.device.type == "cuda" else ""
     total = step.times(run.plan.total, validation_seconds * run.plan.evaluations)
@@ -32,3 +43,29 @@ def dry_run(recipe: Recipe, world: World, stop: StopRequest) -> None:
         f"{run.plan.evaluations} validations, without checkpoints\n"
         "nothing was written"
     )
+
+
+def time_steps(trainer: Trainer) -> list[float]:
+    """Take up to 5 steps, and warn about a skipped one. Return the seconds of the steps after the first."""
+    seconds = []
+    with trainer.train_batches(0, trainer.plan.total) as batches:
+        for step in range(min(_STEPS, trainer.plan.total)):
+            started = time.monotonic()
+            result = trainer.step(batches, step=step, lr=trainer.schedule.lr_at(step), stop=False).result()
+            seconds.append(time.monotonic() - started)
+            if result.skipped and not result.overflowed:
+                skip = describe_skip(result, trainer.names)
+                trainer.logger.write(skip.event, text=skip.warning)
+    return seconds[1:] or seconds
+
+
+def time_validation(trainer: Trainer) -> float:
+    """Validate one batch a rank, and return the estimated seconds of a whole validation."""
+    world, num_batches = trainer.world, trainer.num_val_batches
+    precision = PRECISIONS[trainer.recipe.runtime.precision]
+    with trainer.val_batches() as batches:
+        own = list(itertools.islice(batches, 1))
+        started = time.monotonic()
+        for model in trainer.models.values():
+            evaluate(model, iter(own), num_batches=min(world.size, num_batches), world=world, precision=precision)
+        return (time.monotonic() - started) * math.ceil(num_batches / world.size)

@@ -1,9 +1,10 @@
-"""The machine and the software of a run, and the differences that may change the last bits of a number."""
+"""The machine of a run: the values of `auto` in a recipe there, the software, and differences that change last bits."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -18,12 +19,39 @@ import torch
 from seresnext.data.decode.regions import DECODER
 from seresnext.distributed import World
 from seresnext.printable import printable
+from seresnext.recipe.schema import Recipe
+from seresnext.runtime import resolve_compile, resolve_precision
 
 _PACKAGES = ("seresnext", "torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors")
 _PACKAGES += ("nvidia-nvimgcodec-cu13",)
 # Fields and packages that may change the last bits of a number.
 _BITS = ("world_size", "threads", "cpu", "cpu_capability", "gpu", "cuda", "cudnn", "python", "platform")
 _BITS += ("seresnext", "torch", "torchvision", "numpy", "pillow", "git_commit")
+
+
+def resolve_auto(recipe: Recipe, previous: Recipe | None, world: World) -> tuple[Recipe, list[str]]:
+    """Return a recipe with every `auto` replaced, and notices for the user.
+
+    An `auto` takes the value of `previous`, the recipe of the run to resume, or else the value that suits this device.
+    Raises UsageError for a value that this device does not support.
+    """
+
+    def value(section: str, key: str) -> Any:
+        own = getattr(getattr(recipe, section), key)
+        return getattr(getattr(previous, section), key) if own == "auto" and previous else own
+
+    runtime, weights = recipe.runtime, value("evaluation", "weights")
+    # Compiled code chooses by itself which activations to keep, so checkpointing excludes compilation.
+    wants_compile = False if runtime.compile == "auto" and runtime.grad_checkpointing else value("runtime", "compile")
+    compiles, notice = resolve_compile(wants_compile, world.device)
+    if weights == "auto":
+        weights = "ema" if recipe.ema else "model"
+    resolved = {
+        "precision": resolve_precision(value("runtime", "precision"), world.device),
+        "compile": compiles,
+        "channels_last": value("runtime", "channels_last") is not False,
+    }
+    return recipe.changed(runtime=resolved, evaluation={"weights": weights}), [notice] if notice else []
 
 
 def describe_environment(world: World) -> dict[str, Any]:
@@ -73,10 +101,8 @@ def settings_of_bits(environment: Mapping[str, Any]) -> dict[str, Any]:
 def _cpu_model() -> str | None:
     """Return the model of the processor, if the system gives the name."""
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
+        if match := re.search(r"\nmodel name\s*: (.+)", Path("/proc/cpuinfo").read_text(errors="replace")):
+            return match[1].strip()
     return platform.processor() or None
 
 

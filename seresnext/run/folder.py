@@ -6,10 +6,9 @@ import errno
 import fcntl
 import itertools
 import os
-import shutil
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +22,7 @@ from seresnext.metrics.console import Console
 from seresnext.metrics.jsonlines import check_metrics
 from seresnext.metrics.status import read_status, update_status, write_status
 from seresnext.printable import printable
+from seresnext.recipe.schema import DataSection
 from seresnext.remote import is_remote
 
 # The files of a run and of this project's tools, which `accept` moves. All others are the user's.
@@ -44,7 +44,6 @@ RUN_FILES = (
     "report",  # validate.py --report
 )
 _RUN_MARKS = ("status.json", "recipe.yaml", "metrics.jsonl", "checkpoints")  # Every run folder has one of these.
-_PROBE = 1 << 14  # bytes; more than the small files of a run need
 _LOCK_TRIES = 100
 
 
@@ -79,11 +78,12 @@ class RunFolder:
             return None
         if self._address:
             self.mirror = Mirror(self._address, self.path)
+            self.mirror.on_upload = lambda step: self.update_status(mirrored_step=step)
             if not is_remote(self._address) and lies_in(Path(self.mirror.address), self.path):
                 raise UsageError(f"checkpoint.mirror {self._address} is in the run folder; give a place outside")
         with as_usage_error(self.path):
             self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-            lock, notice = self._locked()
+            lock, notice = _lock(self.path)
             self._had_run = any((self.path / name).exists() for name in _RUN_MARKS)
             self._may_discard = not self._had_run and notice is None
             self.checkpoints.mkdir(exist_ok=True)
@@ -92,48 +92,6 @@ class RunFolder:
             lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         self._lock = lock  # The kernel releases the lock when the file is closed or the process ends.
         return notice
-
-    def _locked(self) -> tuple[IO[bytes], str | None]:
-        """Return the locked file `lock` of the folder, made if missing, and a warning for the user, if any."""
-        path = self.path / "lock"
-        for _ in range(_LOCK_TRIES):
-            self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                lock = path.open("ab+", buffering=0)
-            except FileNotFoundError:  # Another start was refused and has just removed the folder.
-                continue
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                holder = lock.read(200).decode(errors="replace").strip() or "another process"
-                lock.close()
-                raise UsageError(
-                    f"{self.path} is in use by {holder}; wait for that process, stop the process, or choose another "
-                    "folder with --output"
-                ) from None
-            except OSError as error:
-                return lock, (
-                    f"{self.path} cannot be locked ({error.strerror}); start only one training at a time in this folder"
-                )
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                    return lock, None
-            lock.close()  # A start that was refused has removed this file.
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-
-    @contextmanager
-    def mirroring(self, console: Console) -> Iterator[None]:
-        """Report uploads to the mirror in a block, and wait for the last upload at the end of the block."""
-        if self.mirror is None:
-            yield
-            return
-        self.mirror.report = console.print
-        self.mirror.on_upload = lambda step: self.update_status(mirrored_step=step)
-        try:
-            yield
-        finally:
-            self.mirror.close()
 
     def accept(self, starts_over: bool = False, step: int = 0, checkpoint: Path | None = None) -> None:
         """Keep the folder, because a run begins here: from now on `discard` removes nothing.
@@ -149,13 +107,10 @@ class RunFolder:
         with as_usage_error(self.path):
             store.remove_temporary(self.checkpoints)
             if starts_over and self._had_run:
-                moving = [path for name in RUN_FILES if os.path.lexists(path := self.path / name)]
                 target = next(t for n in itertools.count(1) if not os.path.lexists(t := self.path / f"earlier-{n}"))
                 target.mkdir()
-                for path in moving:
+                for path in [path for name in RUN_FILES if os.path.lexists(path := self.path / name)]:
                     path.rename(target / path.name)
-                if not any(entry.is_file() for entry in target.rglob("*")):
-                    shutil.rmtree(target)  # The earlier run had only empty folders.
                 self.checkpoints.mkdir()
             self.update_status(mirrored_step=None)
             if self.mirror:
@@ -201,7 +156,7 @@ class RunFolder:
             raise UsageError(f"{metrics} cannot be continued ({error.strerror}); move the file away") from None
         with as_usage_error(self.path):
             for folder in (self.path, self.checkpoints):
-                write_atomically(folder / ".probe", " " * _PROBE)
+                write_atomically(folder / ".probe", " " * (1 << 14))  # more than the small files of a run need
                 (folder / ".probe").unlink()
 
     def write(self, name: str, text: str) -> None:
@@ -261,6 +216,33 @@ class RunFolder:
             raise
 
 
+def _lock(folder: Path) -> tuple[IO[bytes], str | None]:
+    """Return the locked file `lock` of a folder, both made if missing, and a warning for the user, if any."""
+    path = folder / "lock"
+    for _ in range(_LOCK_TRIES):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = path.open("ab+", buffering=0)
+        except FileNotFoundError:  # Another start was refused and has just removed the folder.
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read(200).decode(errors="replace").strip() or "another process"
+            lock.close()
+            fix = "wait for that process, stop the process, or choose another folder with --output"
+            raise UsageError(f"{folder} is in use by {holder}; {fix}") from None
+        except OSError as error:
+            fix = "start only one training at a time in this folder"
+            return lock, f"{folder} cannot be locked ({error.strerror}); {fix}"
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock, None
+        lock.close()  # A start that was refused has removed this file.
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
 def record_refusal(path: Path, reason: str) -> None:
     """Write into `log.txt` and `status.json` of a run folder that a start was refused before the folder was locked.
 
@@ -269,18 +251,13 @@ def record_refusal(path: Path, reason: str) -> None:
     """
     if not read_status(path):
         return
-    with suppress(OSError), ExitStack() as stack:  # The refusal is printed in any case.
-        if (path / "lock").is_file():
-            lock = stack.enter_context((path / "lock").open("rb"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            except OSError:  # In a file system without locks, a training may use a folder with the status `running`.
-                if read_status(path).get("state") == "running":
-                    return
-        Console(enabled=True, log=path / "log.txt").log(f"error: {reason}")
-        update_status(path, state="failed", reason=reason)
+    with suppress(OSError, UsageError):  # The refusal is printed in any case.
+        lock, notice = _lock(path)
+        with lock:
+            # In a file system without locks, a training may use a folder with the status `running`.
+            if notice is None or read_status(path).get("state") != "running":
+                Console(enabled=True, log=path / "log.txt").log(f"error: {reason}")
+                update_status(path, state="failed", reason=reason)
 
 
 def resume_point(folder: Path) -> str:
@@ -296,10 +273,11 @@ def resume_point(folder: Path) -> str:
     return "No checkpoint of this run is saved yet, so a resume starts where this run started"
 
 
-def check_output(path: Path, data: Sequence[Path]) -> None:
+def check_output(path: Path, data: DataSection) -> None:
     """Raise UsageError if a run folder and a folder of the data overlap, so that a run would move data files."""
+    is_here = data.format != "synthetic" and not is_remote(data.root)
     try:
-        for folder in data:
+        for folder in (Path(data.root, name) for name in (".", data.train_split, data.val_split) if is_here):
             if lies_in(path, folder) or any(lies_in(folder, path / name) for name in RUN_FILES):
                 raise UsageError(
                     f"the run folder {path} and the data in {folder} overlap, and a run moves and removes files in the "
@@ -311,12 +289,7 @@ def check_output(path: Path, data: Sequence[Path]) -> None:
 
 def lies_in(path: Path, folder: Path) -> bool:
     """Return whether a path is a folder or lies inside the folder. Links are resolved; both may be missing."""
-    path, folder = (Path(os.path.realpath(place)) for place in (path, folder))
-    # Without a link a folder has two names through a mount, or on a file system that ignores case.
-    return any(
-        place == folder or (place.exists() and folder.exists() and place.samefile(folder))
-        for place in (path, *path.parents)
-    )
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def is_same(path: Path, other: Path) -> bool:

@@ -6,23 +6,22 @@ The problems: a missing split, other classes, too few images for a step, bad ima
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
 from seresnext.data.readers import Reader, check_classes, check_same_classes
-from seresnext.data.readers.photo_choice import photo_choice
+from seresnext.data.readers.photo_choice import PhotoChoice, photo_choice
 from seresnext.data.shards.reader import check_room
 from seresnext.data.substitute import ADVICE
 from seresnext.data.survey import Survey, describe, survey
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, Failure, RecipeError, UsageError
-from seresnext.models import PUBLISHED, first_weights, open_weights
+from seresnext.errors import DataError, Failure, RecipeError, UsageError
+from seresnext.models import PUBLISHED, first_weights
 from seresnext.printable import listed, printable
 from seresnext.recipe.batch_sizes import fitting_batch, in_words
 from seresnext.recipe.check import check_lengths, check_world
@@ -67,9 +66,17 @@ def find_start_problems(
     The readers are `training` and `validation`. The problems are equal on all ranks. `looks`: also look at a sample of
     the images.
     """
-    previous = checkpoint.recipe if checkpoint else None
-    readers, own = _open_both(recipe, checkpoint.metadata.dataset if checkpoint else {})
-    recipe = _with_num_classes(recipe, previous, readers)
+    previous, dataset = (checkpoint.recipe, checkpoint.metadata.dataset) if checkpoint else (None, {})
+    readers: dict[str, Reader] = {}
+    own: list[StartProblem] = []
+    for name, split in (("training", recipe.data.train_split), ("validation", recipe.data.val_split)):
+        with _collecting(own):
+            readers[name] = open_split(recipe, split, photo_choice(recipe, dataset))
+    with _collecting(own):
+        check_room(readers.values())
+    if recipe.model.num_classes == AUTO_CLASSES:
+        found = max([2, *(len(reader.classes) for reader in list(readers.values())[:1])])  # One class is refused later.
+        recipe = recipe.changed(model={"num_classes": previous.model.num_classes if previous else found})
     with world.downloading():  # of `model.weights`; another machine may still read photos
         problems = _seen_by_all(own, world)
         if world.is_first:
@@ -90,56 +97,36 @@ def check_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, wa
 
 @contextmanager
 def _collecting(
-    problems: list[StartProblem], settings: Mapping[str, object] | None = None, permission: str = ""
+    problems: list[StartProblem], settings: Mapping[str, object] | None = None, fix: str = ""
 ) -> Iterator[None]:
-    """Add the failure of a block to the problems, with the settings of the fix."""
+    """Add the failure of a block to the problems, with the end of the message and the settings of the fix."""
     try:
         yield
     except Failure as failure:
         texts = failure.problems if isinstance(failure, RecipeError) else [str(failure)]
-        found = [StartProblem(type(failure), text + permission, settings or {}) for text in texts]
+        found = [StartProblem(type(failure), text + fix, settings or {}) for text in texts]
         problems += [problem for problem in found if problem not in problems]  # A missing root is one problem.
 
 
-def _with_num_classes(recipe: Recipe, previous: Recipe | None, readers: Mapping[str, Reader]) -> Recipe:
-    """Return the recipe with the number of classes: of the run to resume, or else of the data."""
-    if recipe.model.num_classes != AUTO_CLASSES:
-        return recipe
-    found = max([2, *(len(reader.classes) for reader in list(readers.values())[:1])])  # One class is refused later.
-    num_classes = previous.model.num_classes if previous else found
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"num_classes": num_classes})})
-
-
-def _open_both(recipe: Recipe, dataset: Mapping[str, Any]) -> tuple[dict[str, Reader], list[StartProblem]]:
-    """Return the readers of training and validation that can be opened, and the problems."""
+def open_split(recipe: Recipe, split: str, choice: PhotoChoice | None) -> Reader:
+    """Return the reader of one split of the data of a recipe. Raises DataError."""
     data = recipe.data
     if data.format == "synthetic":
         assert data.synthetic_images is not None
-        synthetic = SyntheticReader(data.synthetic_images, recipe.model.num_classes)
-        return {"training": synthetic, "validation": synthetic}, []
-    readers: dict[str, Reader] = {}
-    problems: list[StartProblem] = []
+        return SyntheticReader(data.synthetic_images, recipe.model.num_classes)
     cache = Path(data.cache) if data.cache else None
-    for name, split in (("training", data.train_split), ("validation", data.val_split)):
-        with _collecting(problems):
-            choice = photo_choice(recipe, dataset)
-            readers[name] = open_reader(data.root, split, data.format, cache, choice)
-    with _collecting(problems):
-        check_room(readers.values())
-    return readers, problems
+    return open_reader(data.root, split, data.format, cache, choice)
 
 
 def _seen_by_all(own: list[StartProblem], world: World) -> list[StartProblem]:
     """Gather the problems of all ranks. A problem that only some ranks have names the first of these ranks."""
     seen = world.gather((socket.gethostname(), own))
-    merged: list[StartProblem] = []
+    merged: dict[str, StartProblem] = {}
     for rank, (host, problems) in enumerate(seen):
-        earlier = [problem for _, others in seen[:rank] for problem in others]
         for problem in problems:
             where = "" if all(problem in others for _, others in seen) else f"rank {rank} on {host}: "
-            if problem not in earlier:
-                merged.append(replace(problem, text=f"{where}{problem.text}"))
-    return merged
+            merged.setdefault(problem.text, replace(problem, text=f"{where}{problem.text}"))
+    return list(merged.values())
 
 
 def _compare(
@@ -155,38 +142,32 @@ def _compare(
     for notice in dict.fromkeys(notice for reader in readers.values() for notice in reader.notices):
         warn(f"warning: {notice}")
     if len(readers) == 2:
-        _warn_of_same_images(recipe, readers["training"], warn)
+        data = recipe.data
+        if data.train_split == data.val_split or is_same(
+            Path(data.root, data.train_split), Path(data.root, data.val_split)
+        ):
+            warn(
+                f"warning: data.train_split ({data.train_split}) and data.val_split ({data.val_split}) are the same "
+                "images, so the validation measures training images; set data.val_split to a split of other images"
+            )
         with _collecting(problems):
             check_same_classes(readers["training"], readers["validation"])
-    for reader in list(readers.values())[:1]:
-        problems += _class_problems(recipe, previous, reader)
-        problems += _class_weight_problems(recipe, reader)
+    if reader := next(iter(readers.values()), None):
+        problems += [*_class_problems(recipe, previous, reader), *_class_weight_problems(recipe, reader)]
     surveys = _survey(recipe, readers, warn) if looks else {}
     if recipe.data.on_error == "substitute":
         surveys.pop("training", None)
     bad = {name: result for name, result in surveys.items() if result.errors}
     if "training" in readers:
         num_bad = len(bad["training"].errors) if "training" in bad else 0
-        problems += _batch_problems(recipe, previous, len(readers["training"]), num_bad, world_size)
+        problems += _batch_problems(recipe, len(readers["training"]), num_bad, world_size)
     problems += [_unusable(name, result, ADVICE if name == "training" else "") for name, result in bad.items()]
-    if previous is None:
-        problems += _weights_problems(recipe, problems)
+    weights = recipe.model.weights
+    if weights and previous is None:
+        fix = "" if weights == PUBLISHED else "; set model.weights to the path of a file of weights"
+        with _collecting(problems, fix=f" (model.weights){fix}"):
+            open_file(first_weights(recipe.model)).close()  # `load_first_weights` reads the file.
     return problems
-
-
-def _warn_of_same_images(recipe: Recipe, train: Reader, warn: Callable[[str], None]) -> None:
-    """Warn if the validation measures training images: one split for both, or folders that are links."""
-    data = recipe.data
-    if data.format == "synthetic":
-        return
-    here, there = Path(data.root, data.train_split), Path(data.root, data.val_split)
-    if data.train_split == data.val_split or is_same(here, there):
-        same = f"data.train_split ({data.train_split}) and data.val_split ({data.val_split}) are the same images"
-    elif shared := [name for name in train.classes if is_same(here / name, there / name)]:
-        same = f"{len(shared)} class folders of training and validation are the same, such as {shared[0]}"
-    else:
-        return
-    warn(f"warning: {same}, so the validation measures training images; set data.val_split to a split of other images")
 
 
 def _class_problems(recipe: Recipe, previous: Recipe | None, reader: Reader) -> list[StartProblem]:
@@ -194,13 +175,13 @@ def _class_problems(recipe: Recipe, previous: Recipe | None, reader: Reader) -> 
     problems: list[StartProblem] = []
     with _collecting(problems, {"model.num_classes": found} if found > 1 else {}):
         check_classes(reader, recipe.model.num_classes, recipe.data.root)
-    if not problems or previous is None or found == previous.model.num_classes:
-        return problems
-    text = (
-        f"{recipe.data.root} has {found} class folders, the run that is resumed has {previous.model.num_classes}; put "
-        f"the old class folders back, or start a new run: another --output with --set model.num_classes={found}"
-    )
-    return [StartProblem(DataError, text)]
+    if problems and previous and found != previous.model.num_classes:
+        text = (
+            f"{recipe.data.root} has {found} class folders, the run that is resumed has {previous.model.num_classes}; "
+            f"put the old class folders back, or start a new run: another --output with --set model.num_classes={found}"
+        )
+        return [StartProblem(DataError, text)]
+    return problems
 
 
 def _class_weight_problems(recipe: Recipe, reader: Reader) -> list[StartProblem]:
@@ -212,23 +193,18 @@ def _class_weight_problems(recipe: Recipe, reader: Reader) -> list[StartProblem]
     close = near_miss(unknown[0], list(reader.classes))
     hint = f" (did you mean {printable(close, 40)}?)" if close else ""
     names, known = (
-        ", ".join(listed([printable(name, 40) for name in each], _CLASSES_LISTED)) for each in (unknown, reader.classes)
+        ", ".join(printable(name, 40) for name in listed(each, _CLASSES_LISTED)) for each in (unknown, reader.classes)
     )
-    text = f"{root} has no class {names}{hint}; write names of its {len(reader.classes)} classes: {known}"
-    return [StartProblem(RecipeError, f"loss.class_weights: {text}")]
+    fix = f"write names of its {len(reader.classes)} classes: {known}"
+    return [StartProblem(RecipeError, f"loss.class_weights: {root} has no class {names}{hint}; {fix}")]
 
 
-def _batch_problems(
-    recipe: Recipe, previous: Recipe | None, num_images: int, num_bad: int, world_size: int
-) -> list[StartProblem]:
+def _batch_problems(recipe: Recipe, num_images: int, num_bad: int, world_size: int) -> list[StartProblem]:
     """Return problems of sizes: too few images for a step, processes that do not fit, lengths that do not fit."""
     data, total, usable = recipe.data, recipe.batch.global_size, num_images - num_bad
     problems: list[StartProblem] = []
     sizes = fitting_batch(recipe, world_size, usable) or {}
-    old = {f"batch.{key}": value for key, value in previous.batch} if previous else sizes
-    allowed = [key for key, value in sizes.items() if old[key] != value]
-    permission = f"; for the run that is resumed, with --allow-changed {','.join(allowed)}" if allowed else ""
-    with _collecting(problems, sizes, permission):
+    with _collecting(problems, sizes):
         if usable < total:
             where = "data.synthetic_images" if data.format == "synthetic" else f"{data.root}, {data.train_split}"
             advice = f"set {in_words(recipe, sizes)}" if sizes else "add images, or start fewer processes"
@@ -262,33 +238,6 @@ def _unusable(name: str, result: Survey, advice: str = "") -> StartProblem:
     repair = f"; repair each image, {advice}" if advice else ""
     heading = f"{count} of {result.seen:,} {name} images{checked} cannot be used{repair}:"
     return StartProblem(DataError, "\n  ".join([heading, *lines]))
-
-
-def _weights_problems(recipe: Recipe, others: Collection[StartProblem]) -> Iterator[StartProblem]:
-    """Yield a missing file of weights. After other problems, yield also unusable weights or other classes."""
-    section = recipe.model
-    if section.weights is None:
-        return
-    try:
-        path = first_weights(section)
-        open_file(path).close()
-        if not others:
-            return  # `Run` reads the file.
-        loaded = open_weights(path)
-    except CheckpointError as error:
-        fix = "" if section.weights == PUBLISHED else "; set model.weights to the path of a file of weights"
-        yield StartProblem(CheckpointError, f"{error} (model.weights){fix}")
-        return
-    wanted = {key: value for problem in others for key, value in problem.settings.items()}
-    num_classes = wanted.get("model.num_classes", section.num_classes)
-    with suppress(CheckpointError):
-        found = loaded.identify().num_classes
-        if found != num_classes and not section.reset_head:
-            text = (
-                f"{path} (model.weights) has {found} classes and the data {num_classes}; to load all but the "
-                "classifier, set model.reset_head=true"
-            )
-            yield StartProblem(CheckpointError, text, {"model.reset_head": "true"})
 
 
 def _refuse(problems: list[StartProblem], name: str) -> None:

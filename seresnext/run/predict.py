@@ -7,7 +7,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from seresnext.models.folding import fold_batchnorm
 from seresnext.printable import for_terminal, shown_path
 from seresnext.progress import ProgressBar, progress
 from seresnext.recipe.schema import RuntimeSection
-from seresnext.run.predict_output import Row, choose_format, open_features, open_rows
+from seresnext.run.predict_output import Row, choose_format, write_features, write_rows
 from seresnext.runtime import PRECISIONS, make_deterministic, tune_malloc
 
 _MOST_WORKERS = 4
@@ -64,36 +64,34 @@ def predict(options: Namespace) -> None:
     if warning := describe(looked, {"given": reader}):
         print(f"warning: {for_terminal(warning)}", file=sys.stderr)
     top = min(options.top, len(classifier.classes))
-    width = STAGES[options.stage]
-    prints, num_bad = options.output is None and sys.stdout.isatty(), 0
+    rows: list[Row] = []
+    features = [torch.empty(0, STAGES[options.stage])]
     try:
         with (
-            open_rows(options.output, output_format, top) as write_rows,
-            open_features(options.features, width) as write_features,
             _batches(options, reader, classifier) as batches,
-            # Rows on a terminal show the progress, and a bar would cut the rows.
-            nullcontext() if prints else progress("predict", len(reader), " images") as advance,
+            progress("predict", len(reader), " images") as advance,
         ):
             for indices, batch in batches:
-                rows, features = _rows(indices, batch, reader, classifier, top, options.stage)
-                for row in rows:
+                found, of_found = _rows(indices, batch, reader, classifier, top, options.stage)
+                for row in found:
                     if row.error:
                         ProgressBar.write(f"bad image: {for_terminal(row.error)}", file=sys.stderr)
-                        num_bad += 1
-                write_rows(rows)
-                if len(features):
-                    write_features([row.path for row in rows if not row.error], features.numpy())
-                if advance:
-                    advance(len(rows))
+                rows += found
+                features += [of_found] if options.features and len(of_found) else []
+                advance(len(found))
     except DataError as error:
         raise DataError(_in_options(str(error))) from None
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
             raise Failure(f"out of memory ({str(error).partition(chr(10))[0]}); lower --batch-size") from None
         raise
+    write_rows(rows, options.output, output_format, top)
+    good = [row.path for row in rows if not row.error]
     if options.features:
-        print(f"features: {shown_path(options.features)}, {len(reader) - num_bad} x {width}", file=sys.stderr)
-    if num_bad:
+        array = torch.cat(features).numpy()
+        write_features(good, array, options.features)
+        print(f"features: {shown_path(options.features)}, {len(array)} x {array.shape[1]}", file=sys.stderr)
+    if num_bad := len(rows) - len(good):
         raise DataError(f"{num_bad:,} of {len(reader):,} images are bad and have no result; repair or remove each")
 
 

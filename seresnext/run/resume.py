@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.checkpoint.mirror import Mirror
 from seresnext.data.readers import look_alikes
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
+from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.paths import checkpoint_argument
-from seresnext.printable import listed, printable
-from seresnext.recipe.load import recipe_from_values, to_values
+from seresnext.printable import printable
+from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import diff
 from seresnext.run.folder import as_usage_error, is_same
@@ -34,16 +33,11 @@ FREE_KEYS = frozenset({
     "logging", "optimizer.stop_after_skips", "runtime.loader_timeout", "runtime.collective_timeout",
 })  # fmt: skip
 
-# Keys that have an effect on a fresh start only: a resumed run has the weights of the checkpoint.
-FIRST_KEYS = ("model.weights", "model.reset_head", "model.zero_init_last")
-
 # Keys that change the result of a validation. Other images in the split change the result, too.
 MEASURE_KEYS = frozenset({
     "data.background", "data.exif_rotation", "data.image_size", "data.mean", "data.std", "data.val_split",
     "evaluation.crop_pct", "evaluation.interpolation", "evaluation.weights", "evaluation.best_by",
 })  # fmt: skip
-
-_MOST_LISTED = 50  # changes in one message: a screen
 
 # The metadata key of a file that `seresnext average` wrote: the names of the averaged checkpoints.
 AVERAGED = "averaged"
@@ -51,27 +45,18 @@ AVERAGED = "averaged"
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint that was read and verified.
+    """A checkpoint that was read and verified, and the recipe of the run.
 
+    A key of `recipe` that is newer than the checkpoint has its default, which stands for the behaviour without the key.
     `damaged` lists the damaged files that rank 0 skipped. `mirror` is the mirror of this start, if any.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: CheckpointMetadata
+    recipe: Recipe
     damaged: Sequence[Path] = ()
     mirror: Mirror | None = None
-
-    @cached_property
-    def recipe(self) -> Recipe | None:
-        """The recipe of the run, or None if this version cannot read the recipe.
-
-        A key that is newer than the checkpoint has its default, which stands for the behaviour without the key.
-        """
-        try:
-            return recipe_from_values(self.metadata.recipe, "the saved recipe")
-        except RecipeError:
-            return None
 
 
 def find_checkpoint(
@@ -108,7 +93,8 @@ def find_checkpoint(
                 f"{path} is not the same file on every rank; put the run folder on a shared file system"
             )
         metadata = CheckpointMetadata.from_metadata(texts, str(path))
-    return LoadedCheckpoint(path, tensors, metadata, damaged, mirror)
+        recipe = metadata.read_recipe(str(path))
+    return LoadedCheckpoint(path, tensors, metadata, recipe, damaged, mirror)
 
 
 def _choose(
@@ -134,13 +120,12 @@ def _choose(
 
 def _newest(folder: Path, mirror: Mirror | None) -> store.Newest:
     """Return the newest valid checkpoint of the folder, or of the mirror if the mirror has a newer one."""
-    if mirror is None:
-        return store.newest_valid(folder)
+    newest, refusal = store.Newest(None, [], []), None
     try:
-        newest, refusal = store.newest_valid(folder), None
+        newest = store.newest_valid(folder)
     except CheckpointError as error:
-        newest, refusal = store.Newest(None, [], []), error
-    fetched = mirror.fetch(folder, beyond=store.step_of(newest.path) if newest.path else -1)
+        refusal = error
+    fetched = mirror and mirror.fetch(folder, beyond=store.step_of(newest.path) if newest.path else -1)
     if refusal and not fetched:
         raise refusal
     return newest._replace(path=fetched or newest.path)
@@ -179,37 +164,37 @@ def _rewind(
             store.update_link(folder, "last", newest)
         if best is None:
             return None
-        places = [store.best_candidates(place, best["step"]) for place in (folder, checkpoint.path.parent)]
-        candidates = [checkpoint.path, *itertools.chain.from_iterable(places)]
-        source = next((path for path in candidates if _is_best(path, best)), None)
-        if source is None and checkpoint.mirror and (fetched := checkpoint.mirror.fetch_step(folder, best["step"])):
-            source = fetched if _is_best(fetched, best) else None
-        if source is not None:
+        files = _best_files(checkpoint, folder, best["step"])
+        source = next((path for path in files if _is_best(path, best)), None)
+        if source:
             store.update_link(folder, "best", source)
-        if validation_changed:
-            kept = store.retire_best(folder)
-            report(
-                f"validation changed: the best so far ({describe_best(best)} after step {best['step']}) is not "
-                f"compared with later validations; the file of the old best is {kept.name if kept else 'gone'}"
-            )
-            return None
-        if source is not None:
-            return best
-        store.retire_best(folder)
+            if not validation_changed:
+                return best
+        retired = store.retire_best(folder)
+    why = "the validation changed" if validation_changed else "no valid checkpoint of the best validation is left"
+    kept = f"; {retired.name} is the file of an old best" if retired else ""
     report(
-        f"warning: no valid checkpoint is left of the best validation so far ({describe_best(best)} after step "
-        f"{best['step']}); the best starts over now"
+        f"warning: {why}: later validations are not compared with the best so far, {describe_best(best)} after step "
+        f"{best['step']}{kept}"
     )
     return None
 
 
+def _best_files(checkpoint: LoadedCheckpoint, folder: Path, step: int) -> Iterator[Path]:
+    """Yield the files that may be the best checkpoint of a run, if the best is of `step`."""
+    yield checkpoint.path
+    for place in (folder, checkpoint.path.parent):
+        yield from store.best_candidates(place, step)
+    if checkpoint.mirror and (fetched := checkpoint.mirror.fetch_step(folder, step)):
+        yield fetched
+
+
 def _is_best(path: Path, best: dict[str, Any]) -> bool:
     """Return whether a file is a valid checkpoint of this best validation."""
-    try:
+    with suppress(CheckpointError):
         metadata = CheckpointMetadata.from_metadata(store.verify(path), str(path))
-    except CheckpointError:
-        return False
-    return metadata.step == best["step"] and metadata.best == best
+        return metadata.step == best["step"] and metadata.best == best
+    return False
 
 
 def restored_progress(checkpoint: LoadedCheckpoint) -> Progress:
@@ -232,24 +217,6 @@ def restored_progress(checkpoint: LoadedCheckpoint) -> Progress:
     return Progress(**found)
 
 
-def keep_first_settings(recipe: Recipe, previous: Recipe | None, allowed: Collection[str]) -> tuple[Recipe, list[str]]:
-    """Return the recipe of a resumed run with the old values of FIRST_KEYS, and a notice for each old value kept.
-
-    A key that is not `allowed` to change gets the new value, which `check_compatible` refuses.
-    """
-    if previous is None:
-        return recipe, []
-    old, new = previous.model.model_dump(), recipe.model.model_dump()
-    names = [key.removeprefix("model.") for key in FIRST_KEYS if is_allowed(key, allowed)]
-    kept = {name: old[name] for name in names if old[name] != new[name]}
-    notices = [
-        f"model.{name} stays {printable(value)}: the key has an effect on a fresh start only, and this run is resumed; "
-        f"{printable(new[name])} is not used"
-        for name, value in kept.items()
-    ]
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update=kept)}), notices
-
-
 def check_compatible(
     checkpoint: LoadedCheckpoint, recipe: Recipe, dataset: dict[str, Any], allowed: Collection[str]
 ) -> list[str]:
@@ -258,23 +225,14 @@ def check_compatible(
     `allowed` holds recipe keys, whole sections, `dataset` or `classes`. Raises one error with all differences:
     DataError for changed data, UsageError for a changed recipe alone.
     """
-    source, metadata, previous = checkpoint.path, checkpoint.metadata, checkpoint.recipe
-    try:
-        changes = diff(to_values(previous) if previous else metadata.recipe, to_values(recipe))
-    except (RecursionError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"{source} has a recipe that cannot be read; use another checkpoint of the run"
-        ) from error
-    refused = [change for change in changes if not is_allowed(change.partition(":")[0], allowed)]
-    problems, keys = _data_changes(metadata.dataset, dataset, allowed, source)
+    source = checkpoint.path
+    changes = diff(to_values(checkpoint.recipe), to_values(recipe))
+    refused = [printable(change, 1000) for change in changes if not is_allowed(change.partition(":")[0], allowed)]
+    problems, keys = _data_changes(checkpoint.metadata.dataset, dataset, allowed, source)
     error = DataError if problems else UsageError
     if refused:
-        lines = [printable(line, longest=1000) for line in listed(refused, _MOST_LISTED)]
-        problems.insert(0, "\n  ".join([f"the recipe is not the recipe of {source}:", *lines]))
-        changed = [printable(change.partition(":")[0]) for change in refused]
-        if len(changed) > _MOST_LISTED:  # Permit sections then, since a message has room for a screen.
-            changed = sorted({key.partition(".")[0] for key in changed})[:_MOST_LISTED]
-        keys = [*changed, *keys]
+        problems.insert(0, "\n  ".join([f"the recipe is not the recipe of {source}:", *refused]))
+        keys = [*(change.partition(":")[0] for change in refused), *keys]
     if problems:
         listing = "\n".join(problems)
         permission = f"--allow-changed {','.join(dict.fromkeys([*allowed, *keys]))}"

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
+from seresnext.data.decode.regions import DECODER
 from seresnext.data.readers.photos import split_table
 from seresnext.distributed import World, launcher_id
 from seresnext.metrics.console import Console
@@ -15,24 +16,21 @@ from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import to_values
 from seresnext.recipe.schema import Recipe
 from seresnext.recipe.show import to_yaml
-from seresnext.remote import is_remote
 from seresnext.run.assemble import Run
 from seresnext.run.environment import compare_environments
 from seresnext.run.folder import RunFolder, check_output
-from seresnext.run.introduction import introduce
 from seresnext.run.resume import (
     LoadedCheckpoint,
     changes_validation,
     check_compatible,
     find_checkpoint,
-    keep_first_settings,
     restored_progress,
     rewind_folder,
 )
 from seresnext.training.best import describe_end
 from seresnext.training.nonfinite import nonfinite_validation
 from seresnext.training.plan import Progress
-from seresnext.training.profile import build_profiler
+from seresnext.training.profile import UNTRACED_STEPS, StepProfiler
 
 
 def train(
@@ -43,18 +41,17 @@ def train(
     output: Path,
     resume: str,
     allow_changed: Collection[str],
-    profile: tuple[int | None, int] | None = None,
+    profile: int = 0,
 ) -> bool:
     """Train by a recipe in a run folder, from the last checkpoint if there is one. Return False after a stop request.
 
     Raises a Failure for a problem that the user has to fix. `status.json` in the folder states how the run ended.
-    `profile` has the steps to trace (training/profile.py).
+    `profile` is the number of steps to trace (training/profile.py).
     """
     world.set_timeout(recipe.runtime.collective_timeout)
-    with world.agreeing():
-        check_output(output, _data_folders(recipe))
     folder = RunFolder(output, world, recipe.checkpoint.mirror)
     with world.agreeing():
+        check_output(output, recipe.data)
         notice = folder.open()
     stop.defer()
     console = Console(enabled=world.is_first, log=output / "log.txt")
@@ -62,7 +59,10 @@ def train(
         console.print(f"warning: {notice}")
     last_step = read_status(output).get("step")
     progress = Progress(step=last_step if type(last_step) is int else 0)  # for the status, until the run is loaded
-    with folder.mirroring(console), ExitStack() as at_end, folder.tracking_status(console, lambda: progress.step):
+    with ExitStack() as at_end, folder.tracking_status(console, lambda: progress.step):
+        if folder.mirror:
+            folder.mirror.report = console.print
+            at_end.callback(folder.mirror.close)  # waits for the last upload
         run, checkpoint, progress = _begin(recipe, world, folder, console, resume, allow_changed)
         total = run.plan.total
         if run.plan.is_complete(progress):
@@ -71,7 +71,8 @@ def train(
             return True
         trainer = run.trainer(folder, checkpoint, progress, stop)
         at_end.callback(trainer.logger.close)
-        trainer.profiler = build_profiler(profile, progress.step, output / "profile", world.rank, console.print)
+        first = progress.step + UNTRACED_STEPS
+        trainer.profiler = StepProfiler(range(first, first + profile), output, world.rank, console.print)
         console.print(introduce(run, world))
         if checkpoint:
             console.print(f"resuming from {checkpoint.path}, after step {progress.step} of {total}")
@@ -98,7 +99,6 @@ def _begin(
     launchers = world.gather(launcher_id())
     restarted = world.broadcast(folder.is_restart(launchers))
     checkpoint = find_checkpoint(folder.checkpoints, resume, world, console.print, restarted, folder.mirror)
-    recipe, notices = keep_first_settings(recipe, checkpoint and checkpoint.recipe, allow_changed)
     run = Run(recipe, checkpoint, world, console)
     starts_over = resume == "never" and not restarted
     progress, changes = Progress(), []
@@ -111,8 +111,8 @@ def _begin(
     with world.agreeing():
         folder.accept(starts_over, progress.step, checkpoint and checkpoint.path)
     if checkpoint:
-        for line in [*notices, *(f"changed on resume: {change}" for change in changes)]:
-            console.print(line)
+        for change in changes:
+            console.print(f"changed on resume: {change}")
         if world.is_first and (difference := compare_environments(checkpoint.metadata.environment, run.environment)):
             console.print(difference)
         if checkpoint.metadata.dataset.get("val") is None:
@@ -130,11 +130,21 @@ def _begin(
     return run, checkpoint, progress
 
 
-def _data_folders(recipe: Recipe) -> list[Path]:
-    """Return the folders of this machine that hold the images."""
-    data = recipe.data
-    is_here = data.format != "synthetic" and not is_remote(data.root)
-    return [Path(data.root, name) for name in (".", data.train_split, data.val_split)] if is_here else []
+def introduce(run: Run, world: World) -> str:
+    """Return a summary of a run for the terminal: model, images, steps and device."""
+    recipe, plan = run.recipe, run.plan
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    stages = ", ".join(recipe.model.frozen)
+    thaw = f"\n{stages} train after step {plan.thaw_at} ({recipe.model.frozen_until})" if plan.thaw_at else ""
+    return (
+        f"{recipe.model.name}: {parameters:,} parameters, {recipe.model.num_classes} classes\n"
+        f"{len(run.train):,} training and {len(run.val):,} validation images\n"
+        f"{plan.total:,} steps ({recipe.length}, {plan.steps_per_epoch:,} an epoch) of {plan.global_size} images: "
+        f"{run.order.replicas} micro-batches of {recipe.batch.micro_size} on {world.size} "
+        f"{'process' if world.size == 1 else 'processes'}\n"
+        f"{world.device.type}, {recipe.runtime.precision}, "
+        f"{'compiled' if recipe.runtime.compile is True else 'eager'}, images decoded by {DECODER}{thaw}"
+    )
 
 
 def _finish(run: Run, folder: RunFolder, progress: Progress, console: Console) -> None:

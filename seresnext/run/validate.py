@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seresnext.data.formats import detect_format, open_reader
+from seresnext.data.formats import detect_format
 from seresnext.data.loading.loader import evaluation_keys
 from seresnext.data.loading.prefetch import DeviceBatch
-from seresnext.data.pipeline import check_same_data, device_batches, validation_source
+from seresnext.data.pipeline import check_same_data, device_batches
 from seresnext.data.readers import Reader
 from seresnext.data.readers.class_labels import read_class_map
 from seresnext.data.readers.photo_choice import stored_choice
@@ -38,7 +38,7 @@ from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.schema import Recipe
 from seresnext.remote import is_remote
 from seresnext.run.class_selection import ClassSelection, read_class_names, select_classes
-from seresnext.run.opening import check_images
+from seresnext.run.opening import check_images, open_split
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision, tune_malloc
 
 # Settings that a published file of weights lacks. The values suit 2 cores with 24 GiB, and a GPU.
@@ -46,6 +46,12 @@ _PUBLISHED_BATCH = 64
 _PUBLISHED_WORKERS = 4
 # The most pixels of one forward pass: 83 images of 224 x 224 on a CPU, 1,337 images on a GPU.
 _MOST_PIXELS = {"cpu": 1 << 22, "cuda": 1 << 26}
+# Keys of a recipe that a setting replaces, by section.
+_RECIPE_KEYS = {
+    "data": {"root": "data", "val_split": "split", "image_size": "image_size", "workers": "workers"},
+    "evaluation": {"crop_pct": "crop_pct", "interpolation": "interpolation", "batch_size": "batch_size"},
+    "runtime": {"precision": "precision"},
+}
 # Logits that are kept for the statistics: 4 GiB. ImageNet has 50 million.
 _MOST_LOGITS = 1 << 30
 
@@ -87,7 +93,7 @@ class Validation:
     selection: ClassSelection
     result: Evaluation
     summary: dict[str, Any]
-    flip: bool
+    settings: ValidationSettings
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as in the JSON file. Numbers that are not finite are None."""
@@ -97,7 +103,7 @@ class Validation:
             "weights": self.loaded.weights,
             "checkpoint": str(self.checkpoint),
             "preprocessing": asdict(Preprocessing.of_recipe(self.recipe)),
-            "flip": self.flip,
+            "flip": self.settings.flip,
             "num_classes": len(self.selection.names),
             **self.summary,
         }
@@ -119,16 +125,16 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
     with world.downloading(), world.agreeing():
         checkpoint = find_weights(checkpoint)
         loaded, recipe = read_subject(checkpoint, settings.weights, world)
-        recipe = _with_settings(recipe, settings)
-        data = settings.data
-        if data is None and is_remote(recipe.data.root):
+        if settings.data is None and is_remote(recipe.data.root):
             raise CheckpointError(
                 f"{shown_path(checkpoint)} has the images of a server, {recipe.data.root}, and a checkpoint must not "
                 f"choose the server; if you trust the server, give --data {recipe.data.root}"
             )
-        root, split = data or recipe.data.root, settings.split or recipe.data.val_split
-        reader = _open_split(recipe, root, split, loaded)
-        selection = _select(loaded, reader, recipe, settings, f"{root}/{split}")
+        recipe = _with_settings(recipe, settings)
+        split, where = recipe.data.val_split, f"{recipe.data.root}/{recipe.data.val_split}"
+        choice = stored_choice(loaded.metadata.dataset, loaded.source) if loaded.metadata else None
+        reader = open_split(recipe, split, choice)
+        selection = _select(loaded, reader, recipe, settings, where)
         real = read_real_labels(settings.real_labels) if settings.real_labels else None
     console = Console(enabled=world.is_first)
     for notice in reader.notices:
@@ -155,13 +161,12 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
     num_batches = math.ceil(len(reader) / size)
     keys = evaluation_keys(len(reader), size, world.rank, world.size)
     console.print(f"{section.name} ({loaded.weights} weights) from {checkpoint}")
-    console.print(f"{len(reader):,} images of {root}/{split}, {recipe.runtime.precision}")
+    console.print(f"{len(reader):,} images of {where}, {recipe.runtime.precision}")
     if selection.notice:
         console.print(f"note: {selection.notice}")
-    source = validation_source(recipe, reader)
     gc.enable()  # The garbage collector is off during the start of the process (validate.py).
     with (
-        device_batches(source, reader, keys, recipe, precision, world) as batches,
+        device_batches(reader, keys, recipe, world) as batches,
         console.bar("validate", math.ceil(num_batches / world.size)) as bar,
     ):
         result = evaluate(
@@ -187,65 +192,39 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
             summary["real_labels"] = _real(result, reader, selection, real)
     for line in describe_summary(summary) if summary else ():
         console.print(line)
-    return Validation(checkpoint, loaded, recipe, reader, selection, result, summary, settings.flip)
+    return Validation(checkpoint, loaded, recipe, reader, selection, result, summary, settings)
 
 
 def read_subject(path: Path, weights: str | None, world: World) -> tuple[LoadedWeights, Recipe]:
-    """Return the weights in a file and the recipe of the validation. Raise CheckpointError or UsageError."""
+    """Return the weights in a file and the recipe of the validation, with the precision and workers of this machine.
+
+    Raise CheckpointError or UsageError.
+    """
     loaded = open_weights(path, weights)
     model = loaded.identify()
-    if loaded.recipe is not None:
-        return loaded, _for_this_machine(loaded.recipe, world)
-    preprocessing = loaded.preprocessing
-    values = {
-        "model": model._asdict(),
-        "data": {
-            "image_size": preprocessing.image_size,
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-            "exif_rotation": preprocessing.exif_rotation,
-            "background": preprocessing.background,
-            "workers": _PUBLISHED_WORKERS,
-        },
-        "evaluation": {"crop_pct": preprocessing.crop_pct, "interpolation": preprocessing.interpolation},
-        "batch": {"global_size": _PUBLISHED_BATCH, "micro_size": _PUBLISHED_BATCH},
-        "runtime": {"precision": resolve_precision("auto", world.device)},
-    }
-    return loaded, recipe_from_values(values, "published weights")
-
-
-def _for_this_machine(recipe: Recipe, world: World) -> Recipe:
-    """Return the recipe of a file with the settings of this machine: precision, workers, cache."""
+    recipe = loaded.recipe
+    if recipe is None:
+        how = dict(vars(loaded.preprocessing))
+        evaluation = {name: how.pop(name) for name in ("crop_pct", "interpolation")}
+        values = {"model": model._asdict(), "data": {**how, "workers": _PUBLISHED_WORKERS}, "evaluation": evaluation}
+        batch = {"global_size": _PUBLISHED_BATCH, "micro_size": _PUBLISHED_BATCH}
+        recipe = recipe_from_values({**values, "batch": batch}, "published weights")
     precision = recipe.runtime.precision
     if precision == "auto" or (world.device.type == "cpu" and precision in ("bf16", "fp16")):
         precision = resolve_precision("auto", world.device)
-    runtime = recipe.runtime.model_copy(update={"precision": precision})
     workers = min(recipe.data.workers, len(os.sched_getaffinity(0)))
-    data = recipe.data.model_copy(update={"workers": workers, "cache": None})
-    return recipe.model_copy(update={"runtime": runtime, "data": data})
+    return loaded, recipe.changed(runtime={"precision": precision}, data={"workers": workers, "cache": None})
 
 
 def _with_settings(recipe: Recipe, settings: ValidationSettings) -> Recipe:
-    """Return the recipe with the settings of the user."""
-    keys = {
-        "data": ("image_size", "workers"),
-        "evaluation": ("crop_pct", "interpolation", "batch_size"),
-        "runtime": ("precision",),
-    }
-    for section, names in keys.items():
-        given = {name: value for name in names if (value := getattr(settings, name)) is not None}
-        recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=given)})
-    return recipe
-
-
-def _open_split(recipe: Recipe, root: str, split: str, loaded: LoadedWeights) -> Reader:
-    if recipe.data.format == "synthetic":
-        assert recipe.data.synthetic_images is not None
-        return SyntheticReader(recipe.data.synthetic_images, recipe.model.num_classes)
-    cache = Path(recipe.data.cache) if recipe.data.cache else None
-    format = detect_format(root, split, recipe.data.format)
-    choice = stored_choice(loaded.metadata.dataset, loaded.source) if loaded.metadata else None
-    return open_reader(root, split, format, cache, choice)
+    """Return the recipe with the settings of the user, and with the format of the data that the user names."""
+    for section, names in _RECIPE_KEYS.items():
+        given = {key: value for key, name in names.items() if (value := getattr(settings, name)) is not None}
+        recipe = recipe.changed(**{section: given})
+    data = recipe.data
+    if data.format == "synthetic":
+        return recipe
+    return recipe.changed(data={"format": detect_format(data.root, data.val_split, data.format)})
 
 
 def _select(

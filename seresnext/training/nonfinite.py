@@ -14,7 +14,7 @@ from seresnext.training.result import StepResult
 
 _NAMED_SAMPLES = 16  # samples in a message and in a checkpoint; `metrics.jsonl` has all
 _LONGEST_HISTORY = 1000  # entries in a checkpoint, the latest ones, so that the file stays small
-_VALIDATION = "the validation loss"  # the first words of the reason of a validation
+_VALIDATION = "the validation loss is not finite"  # the reason of a validation
 
 
 @dataclass(frozen=True)
@@ -74,30 +74,19 @@ def describe_skip(result: StepResult, names: Callable[[int, int], list[str]]) ->
     return NonFiniteStep(result.step + 1, reason, samples)
 
 
-def record_validation(
-    history: list[dict[str, Any]], step: int, loss: float, validated_before: int
-) -> list[dict[str, Any]]:
+def record_validation(history: list[dict[str, Any]], step: int, loss: float) -> list[dict[str, Any]]:
     """Return the history of a run, with a new entry for the validation after `step` if the loss is not finite.
 
-    `validated_before` is the step of the previous validation. The entry has the fields of a skipped step, because
-    version 0.1.0 knows no other entry, and no samples.
+    The entry has the fields of a skipped step, because version 0.1.0 knows no other entry, and no samples.
     """
     if math.isfinite(loss):
         return history
-    reason = _validations(history).get(validated_before, f"{_VALIDATION} is not finite since step {step}")
-    return [*history, {"step": step, "reason": reason, "samples": []}][-_LONGEST_HISTORY:]
+    return [*history, {"step": step, "reason": _VALIDATION, "samples": []}][-_LONGEST_HISTORY:]
 
 
 def nonfinite_validation(progress: Progress) -> str | None:
     """Return a warning about a finished run if the loss of the last or of the best validation is not finite."""
-    reasons = _validations(progress.history)
-    if progress.evaluated in reasons:
-        return reasons[progress.evaluated]
-    best = progress.best["step"] if progress.best else None
-    return f"{_VALIDATION} of the best checkpoint, of step {best}, is not finite" if best in reasons else None
-
-
-def _validations(history: list[dict[str, Any]]) -> dict[int, str]:
-    """Return the reasons of the validations in a history, by step."""
-    entries = [entry for entry in history if str(entry.get("reason")).startswith(_VALIDATION)]
-    return {entry["step"]: entry["reason"] for entry in entries if isinstance(entry.get("step"), int)}
+    bad = {entry["step"] for entry in progress.history if str(entry.get("reason")).startswith(_VALIDATION)}
+    best = progress.best["step"] if progress.best else 0
+    steps = sorted({best, progress.evaluated} & bad)
+    return f"{_VALIDATION} after step {' and '.join(map(str, steps))}" if steps else None

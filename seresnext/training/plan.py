@@ -16,8 +16,8 @@ class Plan:
     """The lengths and intervals of a run, in optimizer steps. `global_size` is the number of images of a step.
 
     Training ends early if the best validation is `patience` steps old (None: never). Checkpoints of every
-    `keep_every`-th step are kept (None: only the newest). `stop_after_skips` skipped steps in a row end the run. Frozen
-    stages train from step `thaw_at` on, counted from 0 (None: never).
+    `keep_every`-th step are kept (None: only the newest). Frozen stages train from step `thaw_at` on, counted from 0
+    (None: never).
     """
 
     total: int
@@ -28,7 +28,6 @@ class Plan:
     global_size: int
     patience: int | None = None
     keep_every: int | None = None
-    stop_after_skips: int = 1
     thaw_at: int | None = None
 
     @property
@@ -127,6 +126,5 @@ def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
         keep_every=recipe.checkpoint.keep_every.steps(steps_per_epoch) if recipe.checkpoint.keep_every else None,
         global_size=recipe.batch.global_size,
         patience=recipe.early_stop.patience.steps(steps_per_epoch) if recipe.early_stop else None,
-        stop_after_skips=recipe.optimizer.stop_after_skips,
         thaw_at=recipe.model.frozen_until.steps(steps_per_epoch) if recipe.model.frozen_until else None,
     )

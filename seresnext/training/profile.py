@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -14,28 +14,26 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from seresnext.metrics.speed import SpeedMeter
 
-_UNTRACED = 5  # steps of a start before the first traced one, if the user gives a count: torch compiles and tunes
+UNTRACED_STEPS = 5  # of a start before the first traced one: torch compiles and tunes
 
 
+@dataclass(eq=False)
 class StepProfiler:
     """A context manager of the training loop that traces `steps` (numbers from 0) and the step before as a warm-up.
 
-    A trace is a Chrome trace, for ui.perfetto.dev and for TensorBoard's profile plugin. An error of the disk is a
-    warning, and training continues. Without steps nothing happens.
+    A trace is a Chrome trace in the folder of the `run`, for ui.perfetto.dev and for TensorBoard's profile plugin. An
+    error of the disk is a warning, and training continues. Without steps nothing happens.
     """
 
-    def __init__(
-        self, steps: range = range(0), folder: Path = Path(), rank: int = 0, report: Callable[[str], None] = print
-    ) -> None:
-        self._steps = steps
-        self._folder = folder
-        self._rank = rank
-        self._report = report
-        self._profiler: profile | None = None
+    steps: range = range(0)
+    run: Path = Path()
+    rank: int = 0
+    report: Callable[[str], None] = print
+    _profiler: profile | None = None
 
     def covers(self, step: int) -> bool:
         """Return whether a step is traced or the warm-up. Such steps are slower, and do not count as speed."""
-        return bool(self._steps) and self._steps.start - 1 <= step < self._steps.stop
+        return bool(self.steps) and self.steps.start - 1 <= step < self.steps.stop
 
     @contextmanager
     def tracing(self, step: int, speed: SpeedMeter) -> Iterator[None]:
@@ -45,7 +43,7 @@ class StepProfiler:
             return
         with speed.paused():
             if self._profiler is None:
-                self._start(step)
+                self._start()
             with record_function(f"step {step + 1}"):
                 yield
             assert self._profiler is not None
@@ -57,41 +55,22 @@ class StepProfiler:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._profiler is not None:
             self._profiler.stop()  # Writes a trace that the end of the run has cut short.
-        elif self._steps:
-            self._report("warning: --profile traced nothing, because the run ended before the first of the steps")
+        elif self.steps:
+            self.report("warning: --profile traced nothing, because the run ended before the first of the steps")
 
-    def _start(self, step: int) -> None:
-        with warnings.catch_warnings(action="ignore"):  # of a run that starts with the first traced step
-            plan = schedule(wait=0, warmup=self._steps.start - step, active=len(self._steps), repeat=1)
+    def _start(self) -> None:
+        plan = schedule(wait=0, warmup=1, active=len(self.steps), repeat=1)
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # Kineto prints two lines, and an error without a GPU.
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         self._profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._write)
         self._profiler.start()
 
     def _write(self, trace: profile) -> None:
-        """Write the trace under a temporary name first, so that a viewer never reads a part."""
-        path = self._folder / f"steps-{self._steps.start + 1}-{self._steps.stop}-rank-{self._rank}.pt.trace.json"
-        temporary = path.with_name(f".{path.name}")
+        path = self.run / "profile" / f"steps-{self.steps.start + 1}-{self.steps.stop}-rank-{self.rank}.pt.trace.json"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            trace.export_chrome_trace(str(temporary))
-            temporary.replace(path)
+            path.parent.mkdir(exist_ok=True)
+            trace.export_chrome_trace(str(path))
         except (OSError, RuntimeError) as error:
-            self._report(f"warning: the trace {path} cannot be written ({error}); training continues without the trace")
+            self.report(f"warning: the trace {path} cannot be written ({error}); training continues without the trace")
         else:
-            self._report(f"trace of steps {self._steps.start + 1} to {self._steps.stop}: {path}")
-
-
-def build_profiler(
-    wanted: tuple[int | None, int] | None, start: int, folder: Path, rank: int, report: Callable[[str], None]
-) -> StepProfiler:
-    """Return the profiler of a start after `start` completed steps.
-
-    `wanted` has the first and the last step, counted from 1 as in all messages, or None and a number of steps, which
-    counts from the sixth step of the start on. None: no step.
-    """
-    first, last = wanted or (1, 0)
-    steps = range(start + _UNTRACED, start + _UNTRACED + last) if first is None else range(max(first - 1, start), last)
-    if wanted and not steps:
-        report(f"warning: --profile traces nothing, because the run starts after step {start}")
-    return StepProfiler(steps, folder, rank, report)
+            self.report(f"trace of steps {self.steps.start + 1} to {self.steps.stop}: {path}")

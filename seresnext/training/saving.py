@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,7 @@ from seresnext.metrics.status import update_status
 from seresnext.process.signals import critical_section
 
 
+@dataclass(eq=False)
 class Saver:
     """A context manager that saves a run, for the time of training. Rank 0 writes in the background.
 
@@ -29,41 +31,31 @@ class Saver:
     continues after a failed write. The `mirror` gets each checkpoint after the write.
     """
 
-    def __init__(
-        self,
-        world: World,
-        folder: Path | None,
-        *,
-        tensors: Callable[[], StateTensors],
-        metadata: Callable[[int, dict[str, Any]], CheckpointMetadata],
-        warn: Callable[[str], None],
-        keep: int,
-        keep_every: int | None = None,
-        continue_on_failure: bool = False,
-        mirror: Mirror | None = None,
-    ) -> None:
-        self._world = world
-        self._folder = folder if world.is_first else None
-        self._tensors = tensors
-        self._metadata = metadata
-        self._warn = warn
-        self._keep = keep
-        self._keep_every = keep_every
-        self._continue_on_failure = continue_on_failure
-        self._mirror = mirror
+    world: World
+    folder: Path | None
+    tensors: Callable[[], StateTensors]
+    metadata: Callable[[int, dict[str, Any]], CheckpointMetadata]
+    warn: Callable[[str], None]
+    keep: int
+    keep_every: int | None = None
+    continue_on_failure: bool = False
+    mirror: Mirror | None = None
+
+    def __post_init__(self) -> None:
+        self._folder = self.folder if self.world.is_first else None
         self._buffers: dict[str, Tensor] = {}
         self._write_result: Future[OSError | None] | None = None
 
     def __enter__(self) -> Saver:
         if self._folder:
-            self._buffers = allocate_snapshot(self._tensors())
+            self._buffers = allocate_snapshot(self.tensors())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
             self._join()
         except Failure as failure:  # Another exception is on its way and must not be replaced.
-            self._warn(f"warning: {failure}")
+            self.warn(f"warning: {failure}")
 
     @property
     def has_failed(self) -> bool:
@@ -79,8 +71,8 @@ class Saver:
         if self._folder is None:
             return
         assert self._write_result is None
-        take_snapshot(self._tensors(), self._buffers)
-        metadata = self._metadata(step, progress).to_metadata()
+        take_snapshot(self.tensors(), self._buffers)
+        metadata = self.metadata(step, progress).to_metadata()
         # One thread for each write: no thread exists between writes, when the loader forks. The process waits for the
         # thread at exit.
         thread = ThreadPoolExecutor(1, "checkpoint")
@@ -95,24 +87,22 @@ class Saver:
         try:
             self.finish()
         except store.SaveError as error:
-            if not self._continue_on_failure:
+            if not self.continue_on_failure:
                 raise
-            self._warn(
-                f"warning: {error}. Training continues without this checkpoint (checkpoint.on_failure: continue)"
-            )
+            self.warn(f"warning: {error}. Training continues without this checkpoint (checkpoint.on_failure: continue)")
             return False
         return True
 
     def finish(self) -> None:
         """Wait on all ranks for the last save of a run. Raises store.SaveError, also with `continue_on_failure`."""
-        with self._world.agreeing():
+        with self.world.agreeing():
             self._join()
 
     def _join(self) -> None:
         """Wait for the write, if there is one. Raise the exception of the write, once."""
         result, self._write_result = self._write_result, None
         if result is not None and (not_removed := result.result()):
-            self._warn(f"warning: an old checkpoint could not be removed: {not_removed}")
+            self.warn(f"warning: an old checkpoint could not be removed: {not_removed}")
 
     def _write(self, step: int, metadata: dict[str, str], best: dict[str, Any] | None) -> OSError | None:
         """Write a checkpoint and the links. Return the error if an old checkpoint could not be removed."""
@@ -123,11 +113,11 @@ class Saver:
             if best is not None and best["step"] == step:
                 store.update_link(self._folder, "best", path)
         update_status(self._folder.parent, saved_step=step, best=best)
-        if self._mirror:
+        if self.mirror:
             best_step = best["step"] if best else None
-            self._mirror.put(path, step, best=best_step, keep=self._keep, keep_every=self._keep_every)
+            self.mirror.put(path, step, best=best_step, keep=self.keep, keep_every=self.keep_every)
         try:
-            store.prune(self._folder, self._keep, self._keep_every)
+            store.prune(self._folder, self.keep, self.keep_every)
         except OSError as error:
             return error
         return None

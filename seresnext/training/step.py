@@ -7,6 +7,7 @@ up to the order of floating-point sums.
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -19,56 +20,59 @@ from torch.profiler import record_function
 
 from seresnext.data.augment.mixup import MixupCutmix
 from seresnext.data.loading.prefetch import DeviceBatch
-from seresnext.distributed import World
+from seresnext.distributed import BatchNormStatistics, RankTimer, World, wrap_ddp
+from seresnext.models import SENet
+from seresnext.process.signals import block_stop_signals
 from seresnext.randomness import torch_seed_at
-from seresnext.runtime import Precision
+from seresnext.recipe.schema import Recipe
+from seresnext.runtime import PRECISIONS, compile_forward
 from seresnext.training.ema import Ema
 from seresnext.training.loss import Loss
 from seresnext.training.optimizer import set_lr, skip_if
 from seresnext.training.result import PendingResult, count_correct
-from seresnext.training.wrapped import WrappedModel
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """The settings of a step. `replicas` is the number of micro-batches in a global batch.
-
-    From step `thaw_at` on (from 0) no stage is frozen. None: frozen stages stay frozen. With `compress`, ranks send
-    gradients as bfloat16.
-    """
-
-    replicas: int
-    seed: int
-    precision: Precision
-    compiled: bool = False
-    clip_norm: float | None = None
-    thaw_at: int | None = None
-    compress: bool = False
 
 
 @dataclass(eq=False)
 class TrainingStep:
-    """Forward, backward, all-reduce and update, for one global batch at a time."""
+    """Forward, backward, all-reduce and update, for one global batch at a time.
+
+    `recipe` has every `auto` resolved. From step `thaw_at` on (from 0) no stage is frozen. None: frozen stages stay
+    frozen. `timer` is None in a single process.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     loss: Loss
-    settings: StepSettings
+    recipe: Recipe
     world: World
     mix: MixupCutmix | None = None
     ema: Ema | None = None
+    thaw_at: int | None = None
 
     def __post_init__(self) -> None:
-        assert self.settings.replicas % self.world.size == 0
-        self.scaler = self.settings.precision.scaler(self.world.device)
+        batch, runtime, world = self.recipe.batch, self.recipe.runtime, self.world
+        self._replicas = batch.global_size // batch.micro_size
+        assert self._replicas % world.size == 0
+        self._precision = PRECISIONS[runtime.precision]
+        self.scaler = self._precision.scaler(world.device)
         self._parameters = list(self.model.parameters())  # Cached: the walk through all modules is slow.
-        self._accumulation = self.settings.replicas // self.world.size
-        first = self.world.rank * self._accumulation
+        self._accumulation = self._replicas // world.size
+        first = world.rank * self._accumulation
         self.own_replicas = range(first, first + self._accumulation)  # the logical replicas that this rank computes
-        compress, compiled = self.settings.compress, self.settings.compiled
-        self._wrapped = WrappedModel(self.model, self.world, self._accumulation, compress, compiled)
-        self.timer = self._wrapped.timer
         self.image_size = 0  # of the last step
+        self.timer = RankTimer(self.model, world.device) if world.size > 1 else None
+        # The first pass and a pass with a new image size start the compiler, whose processes a signal would end.
+        self._compiling = block_stop_signals if runtime.compile is True else nullcontext
+        self._wrap()
+
+    def _wrap(self) -> None:
+        """Wrap the model. DDP and the BatchNorm statistics know only stages that train."""
+        self._statistics = BatchNormStatistics(self.model, self._accumulation)
+        runtime = self.recipe.runtime
+        compress = runtime.compress_gradients == "bf16"
+        self._ddp = wrap_ddp(self.model, compress) if self.world.size > 1 else None
+        forward = self._ddp or self.model
+        self._forward = compile_forward(forward) if runtime.compile is True else forward
 
     def warm_up(self, images: Tensor, labels: Tensor) -> None:
         """Run forward and backward once and discard the results, before the first step of a fresh or resumed run.
@@ -78,9 +82,9 @@ class TrainingStep:
         the first step of a resumed run would add in another order than the uninterrupted run.
         """
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        with self._wrapped.compiling():
-            with self.settings.precision.autocast(self.world.device):
-                loss = self.loss(self._wrapped.forward(images), labels)
+        with self._compiling():
+            with self._precision.autocast(self.world.device):
+                loss = self.loss(self._forward(images), labels)
             loss.backward()
         self.optimizer.zero_grad()
         with torch.no_grad():
@@ -89,7 +93,13 @@ class TrainingStep:
 
     def freeze(self, stages: Sequence[str], images: Tensor, labels: Tensor) -> None:
         """Freeze these stages, train all others, and warm up: the next step is as in a run that is resumed here."""
-        self._wrapped.freeze(stages)
+        assert isinstance(self.model, SENet)
+        self.model.freeze(stages)
+        del self._ddp, self._forward
+        gc.collect()  # The old DDP, which has a copy of all gradients, may be in a reference cycle.
+        self._wrap()
+        if self.timer:
+            self.timer.attach(self.model)
         self.warm_up(images, labels)
 
     def __call__(
@@ -108,14 +118,14 @@ class TrainingStep:
         gradient that is not finite leaves weights, optimizer state, BatchNorm statistics and the EMA unchanged on all
         ranks, to the bit. The host does not wait for the device here, so read the result after queueing the next step.
         """
-        settings, device, wrapped = self.settings, self.world.device, self._wrapped
-        if step == settings.thaw_at:
+        device, clip_norm = self.world.device, self.recipe.optimizer.clip_norm
+        if step == self.thaw_at:
             first = next(micro_batches)
             self.freeze((), first.images, first.labels)
             micro_batches = itertools.chain([first], micro_batches)
-        outcomes = torch.zeros(2, settings.replicas, device=device, dtype=settings.precision.weights)
+        outcomes = torch.zeros(2, self._replicas, device=device, dtype=self._precision.weights)
         data_wait = 0.0
-        wrapped.statistics.begin_step()
+        self._statistics.begin_step()
         for replica in self.own_replicas:
             with record_function("data"):
                 batch = next(micro_batches)
@@ -124,21 +134,21 @@ class TrainingStep:
             if self.timer:
                 self.timer.start(step, batch.data_wait)
             is_last = replica == self.own_replicas[-1]
-            with wrapped.ddp.no_sync() if wrapped.ddp and not is_last else nullcontext():
+            with self._ddp.no_sync() if self._ddp and not is_last else nullcontext():
                 outcomes[:, replica] = self._forward_backward(batch)
         flags = torch.tensor([stop, save_failed, bad_images, data_wait], dtype=outcomes.dtype)
         flags = flags.to(device, non_blocking=True)
         report = torch.cat([outcomes[0], flags, outcomes[1].sum(0, keepdim=True)])
-        sums = wrapped.statistics.end_step(self.world, report)
+        sums = self._statistics.end_step(self.world, report)
         self.scaler.unscale_(self.optimizer)
         # DDP has averaged the gradient, so all ranks compute the same norm and skip the same steps.
         norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        usable = sums[: settings.replicas].isfinite().all() & norm.isfinite()
+        usable = sums[: self._replicas].isfinite().all() & norm.isfinite()
         skip = usable.logical_not().float()
         scale = self.scaler.scale(torch.ones_like(skip))
-        wrapped.statistics.undo_if(skip)
-        if settings.clip_norm is not None:
-            clip_grads_with_norm_(self._parameters, settings.clip_norm, norm)
+        self._statistics.undo_if(skip)
+        if clip_norm is not None:
+            clip_grads_with_norm_(self._parameters, clip_norm, norm)
         with record_function("optimizer"):
             set_lr(self.optimizer, lr)
             skip_if(self.optimizer, skip)
@@ -154,14 +164,14 @@ class TrainingStep:
     @record_function("forward and backward")
     def _forward_backward(self, batch: DeviceBatch) -> Tensor:
         """Return the loss and the number of correct images."""
-        torch.manual_seed(torch_seed_at(self.settings.seed, "step", batch.step, batch.replica))
+        torch.manual_seed(torch_seed_at(self.recipe.runtime.seed, "step", batch.step, batch.replica))
         images, targets = batch.images, batch.labels
         if self.mix:
             images, targets = self.mix(images, targets, step=batch.step, replica=batch.replica)
-        self._wrapped.statistics.begin_micro_batch()
-        with self._wrapped.compiling():
-            with self.settings.precision.autocast(self.world.device):
-                logits = self._wrapped.forward(images)
+        self._statistics.begin_micro_batch()
+        with self._compiling():
+            with self._precision.autocast(self.world.device):
+                logits = self._forward(images)
             loss = self.loss(logits, targets)
             self.scaler.scale(loss / self._accumulation).backward()
         return torch.stack([loss.detach(), count_correct(logits.detach(), targets).to(loss.dtype)])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
+from typing import TypeAlias
+
+from torch import nn
 
 from seresnext.data.loading.prefetch import DeviceBatch
+from seresnext.data.substitute import BadImageCounter
 from seresnext.distributed import World
 from seresnext.evaluation import evaluate, recalibrate
 from seresnext.evaluation.statistics import describe_classes
@@ -16,8 +19,9 @@ from seresnext.metrics.logger import RunLogger
 from seresnext.metrics.speed import SpeedMeter, device_usage
 from seresnext.metrics.watch import Watch
 from seresnext.process.stop_request import StopRequest
+from seresnext.recipe.schema import Recipe
+from seresnext.runtime import PRECISIONS
 from seresnext.training.best import choose_best
-from seresnext.training.data import TrainData, Validation
 from seresnext.training.nonfinite import describe_skip, record_validation
 from seresnext.training.plan import Plan, Progress
 from seresnext.training.profile import StepProfiler
@@ -26,18 +30,31 @@ from seresnext.training.saving import Saver
 from seresnext.training.schedule import Schedule
 from seresnext.training.step import TrainingStep
 
+Batches: TypeAlias = AbstractContextManager[Iterator[DeviceBatch]]
+
 
 @dataclass(kw_only=True, eq=False)
 class Trainer:
-    """A run in progress: the plan, the progress, and the objects that the loop works with."""
+    """A run in progress: the plan, the progress, and the objects that the loop works with.
+
+    `train_batches(start, end)` gives this rank's micro-batches of steps, `names(step, replica)` the samples of a
+    micro-batch, for messages. `val_batches()` gives this rank's part of the `num_val_batches` batches of a validation.
+    `models` are the models to validate: `model`, and `ema` if the run has an EMA.
+    """
 
     world: World
+    recipe: Recipe
     plan: Plan
     progress: Progress
     step: TrainingStep
     schedule: Schedule
-    train: TrainData
-    validation: Validation
+    train_batches: Callable[[int, int], Batches]
+    names: Callable[[int, int], list[str]]
+    bad_images: BadImageCounter
+    val_batches: Callable[[], Batches]
+    num_val_batches: int
+    models: Mapping[str, nn.Module]
+    classes: Sequence[str]
     saver: Saver
     logger: RunLogger
     stop: StopRequest
@@ -45,12 +62,13 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._stopping = False
+        self._precision = PRECISIONS[self.recipe.runtime.precision]
         self._last_submitted = self._last_written = replace(self.progress)
         self._pending: PendingResult | None = None
         self._result: StepResult | None = None
         self._speed = SpeedMeter()
-        names, plan = self.train.names, self.plan
-        self._watch = Watch(self.logger, self.world, self.step.timer, names, plan.steps_per_epoch, plan.global_size)
+        timer, plan = self.step.timer, self.plan
+        self._watch = Watch(self.logger, self.world, timer, self.names, plan.steps_per_epoch, plan.global_size)
 
     def fit(self) -> bool:
         """Train until the plan is complete, or until a stop request. Return whether the plan is complete.
@@ -75,7 +93,7 @@ class Trainer:
         if self._stopping:
             return
         with (
-            self.train.batches(progress.step, plan.total) as batches,
+            self.train_batches(progress.step, plan.total) as batches,
             self.logger.training(progress.step, plan.total),
             self.profiler,
         ):
@@ -88,26 +106,7 @@ class Trainer:
                 self._log()
                 self._save_and_evaluate()
             self._finish_step()
-            self.train.bad_images.share()
-
-    def dry_run(self) -> tuple[list[float], float]:
-        """Take 2 to 8 steps, validate one batch. Return seconds of the steps after the first, and of a validation."""
-        seconds = []
-        with self.train.batches(self.progress.step, self.plan.total) as batches:
-            while self.progress.step < min(2 if self.world.any(sum(seconds[1:]) > 20) else 8, self.plan.total):
-                started = time.monotonic()
-                self._take_step(batches)
-                self._finish_step()
-                seconds.append(time.monotonic() - started)
-        validation = self.validation
-        with validation.batches() as batches:
-            own = list(itertools.islice(batches, 1))
-            started = time.monotonic()
-            first = min(self.world.size, validation.num_batches)
-            for model in validation.models.values():
-                evaluate(model, iter(own), num_batches=first, world=self.world, precision=validation.precision)
-            one_round = time.monotonic() - started
-        return seconds[1:] or seconds, one_round * math.ceil(validation.num_batches / self.world.size)
+            self.bad_images.share()
 
     def _take_step(self, batches: Iterator[DeviceBatch]) -> None:
         """Queue a step, then finish the step before, whose result has arrived by now."""
@@ -119,7 +118,7 @@ class Trainer:
             lr=self.schedule.lr_at(step),
             stop=self.stop.requested,
             save_failed=self.saver.has_failed,
-            bad_images=self.train.bad_images.pending,
+            bad_images=self.bad_images.pending,
         )
         self.progress.step += 1
         self._finish_step()
@@ -134,7 +133,7 @@ class Trainer:
         if result.save_failed:
             self._wait_for_save()
         if result.bad_images:
-            self.train.bad_images.share()
+            self.bad_images.share()
         self._stopping = self._stopping or result.stop
         progress = self.progress
         progress.add(result, self.plan.global_size)
@@ -148,11 +147,11 @@ class Trainer:
 
     def _report_skip(self, result: StepResult) -> None:
         """Warn about a skipped step. Raise TrainingStopped after too many in a row, on all ranks at the same place."""
-        progress, skip = self.progress, describe_skip(result, self.train.names)
+        progress, skip = self.progress, describe_skip(result, self.names)
         progress.skips_in_a_row += 1
         progress.history = skip.append_to(progress.history)
         self.logger.write({**skip.event, "epoch": skip.step / self.plan.steps_per_epoch}, text=skip.warning)
-        if progress.skips_in_a_row >= self.plan.stop_after_skips:
+        if progress.skips_in_a_row >= self.recipe.optimizer.stop_after_skips:
             raise skip.to_error(progress.skips_in_a_row)
 
     def _log(self) -> None:
@@ -194,7 +193,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Validate all models and record the best. After a stop request, the resumed run repeats the validation."""
-        progress, validation, step = self.progress, self.validation, self.progress.step
+        progress, settings, step = self.progress, self.recipe.evaluation, self.progress.step
         self._finish_step()
         self.world.heartbeat.activity = f"the validation after step {step}"
         results = {}
@@ -203,28 +202,28 @@ class Trainer:
                 self._recalibrate()
             if self._stopping:
                 return
-            rounds = math.ceil(validation.num_batches / self.world.size)
-            for weights, model in validation.models.items():
-                with validation.batches() as batches, self.logger.console.bar("validate", rounds) as bar:
+            rounds = math.ceil(self.num_val_batches / self.world.size)
+            for weights, model in self.models.items():
+                with self.val_batches() as batches, self.logger.console.bar("validate", rounds) as bar:
                     results[weights] = evaluate(
                         model,
                         batches,
-                        num_batches=validation.num_batches,
+                        num_batches=self.num_val_batches,
                         world=self.world,
-                        precision=validation.precision,
+                        precision=self._precision,
                         stop_requested=self._stop_requested,
                         on_round=bar.update,
                     )
                 if results[weights] is None:
                     self._stopping = True
                     return
-        chosen = results[validation.settings.weights]
-        progress.history = record_validation(progress.history, step, chosen.metrics["loss"], progress.evaluated)
+        chosen = results[settings.weights]
+        progress.history = record_validation(progress.history, step, chosen.metrics["loss"])
         progress.evaluated = step
-        progress.best = choose_best(progress.best, chosen, step, validation.settings)
+        progress.best = choose_best(progress.best, chosen, step, settings)
         for weights, result in results.items():
             is_last = result is chosen and self.plan.is_complete(progress)
-            classes = {"per_class": describe_classes(result.counts, validation.classes)} if is_last else {}
+            classes = {"per_class": describe_classes(result.counts, self.classes)} if is_last else {}
             self._write("validate", {**result.to_dict(), "weights": weights, **classes})
 
     def _recalibrate(self) -> None:
@@ -232,15 +231,17 @@ class Trainer:
 
         The new statistics do not depend on the old ones, so a resumed run repeats the recalibration.
         """
-        start, steps = self.plan.total, self.train.calibration_steps
-        for model in self.validation.models.values() if steps else ():
-            with self.train.batches(start, start + steps) as batches:
-                precision, is_stopping = self.validation.precision, self._stop_requested
+        section, start = self.recipe.evaluation.recalibrate, self.plan.total
+        if section is None:
+            return
+        end = start + math.ceil(section.images / self.plan.global_size)  # Steps that would come after the last one.
+        for model in self.models.values():
+            with self.train_batches(start, end) as batches:
+                precision, is_stopping = self._precision, self._stop_requested
                 if not recalibrate(model, batches, world=self.world, precision=precision, stop_requested=is_stopping):
                     self._stopping = True
                     return
-        if steps:
-            self.train.bad_images.share()
+        self.bad_images.share()
 
     def _stop_requested(self) -> bool:
         return self.stop.requested or self._stopping

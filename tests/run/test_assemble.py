@@ -25,7 +25,6 @@ from seresnext.run import validate as validation_module
 from seresnext.run.assemble import Run
 from seresnext.run.validate import ValidationSettings, validate
 from seresnext.training import step as step_module
-from seresnext.training import wrapped as wrapped_module
 from seresnext.training.trainer import Trainer
 
 
@@ -100,8 +99,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
     """Count the graphs that torch.compile makes, and run the graphs without a compiler."""
     counter = CompileCounter()
     torch._dynamo.reset()
-    monkeypatch.setattr("seresnext.run.resolve.resolve_compile", lambda requested, device: (requested, None))
-    monkeypatch.setattr(wrapped_module, "compile_forward", lambda model: torch.compile(model, backend=counter))
+    monkeypatch.setattr("seresnext.run.environment.resolve_compile", lambda requested, device: (requested, None))
+    monkeypatch.setattr(step_module, "compile_forward", lambda model: torch.compile(model, backend=counter))
     return counter
 
 

@@ -1,14 +1,17 @@
-"""The environment of a run: written as plain data, and compared on resume."""
+"""The environment of a run, written as plain data and compared on resume, and every `auto` of a recipe there."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from seresnext.distributed import World
-from seresnext.run.environment import compare_environments, describe_environment
+from seresnext.recipe.load import load_recipe
+from seresnext.recipe.schema import Recipe
+from seresnext.run.environment import compare_environments, describe_environment, resolve_auto
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,3 +49,34 @@ def test_a_changed_environment_is_one_line():
 def test_no_git_is_no_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert describe_environment(World())["git_commit"] is None
+
+
+def seresnext50(*settings: str) -> Recipe:
+    return load_recipe("seresnext50", settings).recipe
+
+
+def resolved(recipe: Recipe, previous: Recipe | None = None) -> Recipe:
+    changed, notices = resolve_auto(recipe, previous, World())
+    assert notices == []
+    return changed
+
+
+def test_a_value_comes_from_the_recipe_then_from_the_run_then_from_the_device():
+    found = resolved(seresnext50())
+    assert (found.runtime.precision, found.runtime.compile, found.evaluation.weights) == ("fp32", False, "model")
+    assert resolved(seresnext50("ema={decay: 0.9}")).evaluation.weights == "ema"
+    previous = seresnext50("runtime.precision=fp64", "runtime.compile=false", "evaluation.weights=model")
+    assert resolved(previous) == previous
+    assert resolved(seresnext50(), previous).runtime.precision == "fp64"
+    assert resolved(seresnext50("runtime.precision=fp32"), previous).runtime.precision == "fp32"
+
+
+def test_gradient_checkpointing_is_eager(monkeypatch: pytest.MonkeyPatch):
+    """This holds also if `auto` compiles on this device, or compiled before."""
+    monkeypatch.setattr(
+        "seresnext.run.environment.resolve_compile", lambda requested, device: (requested in (True, "auto"), None)
+    )
+    assert resolved(seresnext50()).runtime.compile is True
+    recipe = seresnext50("runtime.grad_checkpointing=true")
+    for previous in (None, seresnext50("runtime.compile=true", "runtime.precision=fp32")):
+        assert resolved(recipe, previous).runtime.compile is False

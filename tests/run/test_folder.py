@@ -17,6 +17,7 @@ from seresnext.distributed import World
 from seresnext.errors import UsageError
 from seresnext.metrics.console import Console
 from seresnext.metrics.status import read_status, write_status
+from seresnext.recipe.schema import DataSection
 from seresnext.run.folder import (
     RUN_FILES,
     RunFolder,
@@ -125,11 +126,12 @@ def test_a_refusal_before_the_lock_is_recorded_unless_the_folder_is_in_use(path)
     record_refusal(path, "no run was here")
     assert listing(path) == []
     write_status(path, World(), "running", 7, None)
+    (path / "lock").touch()
     record_refusal(path, "the recipe\nhas a problem")
     found = read_status(path)
     assert (found["state"], found["step"], found["reason"]) == ("failed", 7, "the recipe\nhas a problem")
     assert re.search(r"^\d{4}-\d\d-\d\dT\S+ error: the recipe\n\S+ has a problem\n$", (path / "log.txt").read_text())
-    assert listing(path) == ["log.txt", "status.json"]
+    assert listing(path) == ["lock", "log.txt", "status.json"]
     folder = opened(path)
     folder.write_status("running", 8)
     before = {name: (path / name).read_bytes() for name in listing(path)}
@@ -160,19 +162,20 @@ def test_a_run_folder_among_the_data_is_refused(tmp_path):
     (data / "train").mkdir(parents=True)
     (data / "val").symlink_to(elsewhere)
     (tmp_path / "link").symlink_to(data)
-    folders = [data, data / "train", data / "val"]
+    section = DataSection(root=str(data))
     inside = [data, data / "train" / "run", data / "new" / "run", elsewhere / "run", tmp_path / "link" / "x"]
     inside += [tmp_path / "data" / ".." / "data", tmp_path / "x" / ".." / "data" / "run"]
     for output in inside:
         with pytest.raises(UsageError, match=re.escape(str(output))):
-            check_output(output, folders)
+            check_output(output, section)
     with pytest.raises(UsageError, match="overlap"):
-        check_output(tmp_path, [tmp_path / "checkpoints" / "data"])
+        check_output(tmp_path, DataSection(root=str(tmp_path / "checkpoints" / "data")))
     with pytest.raises(UsageError, match="null byte"):
-        check_output(Path("a\0b"), folders)
+        check_output(Path("a\0b"), section)
     for output in (tmp_path, tmp_path / "data2", tmp_path / "run" / "x", Path("run")):
-        check_output(output, folders)
-    check_output(data, [])  # Synthetic images, or images of a server.
+        check_output(output, section)
+    check_output(data, section.model_copy(update={"format": "synthetic"}))
+    check_output(Path("s3:", "bucket"), DataSection(root="s3://bucket"))
 
 
 def test_an_earlier_run_is_set_aside_whole(path):
@@ -181,14 +184,12 @@ def test_an_earlier_run_is_set_aside_whole(path):
         folder.write("recipe.yaml", f"recipe {number}")
         (folder.checkpoints / "last.safetensors").write_text(f"weights {number}")
         del folder
-    for _ in range(2):  # The second time there is nothing to set aside.
-        folder = opened(path, fresh=True)
-        files = [f"earlier-{n}/{name}" for n in (1, 2) for name in ("checkpoints/last.safetensors", "recipe.yaml")]
-        assert listing(path) == [*files, "lock"]
-        assert folder.checkpoints.is_dir()
-        with pytest.raises(UsageError):  # The lock stays when the earlier run is moved.
-            opened(path)
-        del folder
+    folder = opened(path, fresh=True)
+    files = [f"earlier-{n}/{name}" for n in (1, 2) for name in ("checkpoints/last.safetensors", "recipe.yaml")]
+    assert listing(path) == [*files, "lock"]
+    assert folder.checkpoints.is_dir()
+    with pytest.raises(UsageError):  # The lock stays when the earlier run is moved.
+        opened(path)
     assert [(path / f"earlier-{n}" / "recipe.yaml").read_text() for n in (1, 2)] == ["recipe 1", "recipe 2"]
 
 

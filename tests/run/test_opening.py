@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -200,17 +199,10 @@ def test_lengths_that_the_advised_batch_changes_are_reported_as_well(photos):
     assert "data.progressive.start_ramp" in str(error)
 
 
-def test_the_weights_of_other_classes_are_reported_as_well(photos, tmp_path):
-    shapes = {"layer0.conv1.weight": (64, 3, 7, 7), "last_linear.weight": (1000, 2048), "last_linear.bias": (1000,)}
-    shapes |= {"layer1.0.conv2.weight": (128, 4, 3, 3), "layer1.0.se_module.fc1.weight": (16, 256, 1, 1)}
-    shapes |= {f"layer{stage}.{block}.x": (1,) for stage in (1, 2, 3, 4) for block in (0, 1)}
-    weights = f"model.weights={tmp_path}/weights.safetensors"
-    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "weights.safetensors")
-    assert settings_of(refusal(photos, FEW, weights)) == ["model.num_classes=3", "model.reset_head=true"]
-    assert "1000" not in str(refusal(photos, FEW, weights, "model.reset_head=true"))
+def test_missing_weights_alone_are_an_error_of_a_checkpoint(photos):
     missing = refusal(photos, FEW, "model.num_classes=3", "model.weights=none.pth")
     assert isinstance(missing, CheckpointError)
-    assert "none.pth" in str(missing)
+    assert re.search(r"none\.pth.* \(model\.weights\); set model\.weights to the path of a file", str(missing))
 
 
 def test_a_resumed_run_gets_no_advice_to_change_the_classes(photos):
@@ -220,7 +212,6 @@ def test_a_resumed_run_gets_no_advice_to_change_the_classes(photos):
     error = str(refusal(photos, "model.num_classes=2", larger, "model.weights=none.pth", previous=previous))
     assert "new run" in error
     assert "none.pth" not in error  # Only the first start reads model.weights.
-    assert "--allow-changed batch.global_size,batch.micro_size" in error
     previous = load_recipe("digits", ["model.num_classes=3", FEW]).recipe
     assert "new run" not in str(refusal(photos, "model.num_classes=3", larger, previous=previous))
 
@@ -266,14 +257,6 @@ def test_training_images_that_validate_are_a_warning(photos, tmp_path):
     for split in ("train", "val"):
         (linked / split).symlink_to(photos / "train")
     assert len(warnings(linked)) == 1
-    (linked / "val").unlink()
-    shutil.copytree(photos / "val", linked / "val")
-    assert warnings(linked) == []
-    shutil.rmtree(linked / "val" / "class_2")
-    (linked / "val" / "class_2").symlink_to(photos / "train" / "class_2")
-    (some,) = warnings(linked)
-    assert "class_2" in some
-    assert "class_1" not in some
 
 
 def test_turned_images_are_a_warning_and_synthetic_images_are_not_checked(photos, monkeypatch):
@@ -323,13 +306,6 @@ def test_the_number_of_classes_comes_from_the_data(photos):
     error = str(refusal(photos, "model.num_classes=auto", FEW))
     assert "only in validation: class_1, class_2" in error
     assert "a classifier needs two classes" in error
-
-
-def test_classes_that_only_validation_has_are_named(photos):
-    (photos / "val" / "class_1").rename(photos / "val" / "Class_1")
-    error = str(refusal(photos, "model.num_classes=auto", "data.split={}", FEW))
-    assert "only in validation: Class_1" in error
-    assert "names look alike: " in error
 
 
 def test_other_words_for_val_need_no_key(photos):

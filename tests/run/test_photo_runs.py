@@ -15,7 +15,7 @@ from photographs import make, photo
 from seresnext.checkpoint import store
 from seresnext.data.readers.photo_choice import PhotoChoice
 from seresnext.distributed import World
-from seresnext.errors import DataError, UsageError
+from seresnext.errors import DataError
 from seresnext.models import SENet, pretrained
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe
@@ -137,17 +137,6 @@ def test_a_resumed_run_has_the_bits_of_the_whole_run(root):
 
 
 @pytest.mark.full
-def test_the_number_of_classes_stays_on_a_resume(root):
-    output = trained(root)
-    make(root, "horse/1.jpg=1", "horse/2.jpg=2")
-    with pytest.raises(
-        DataError, match="has 4 class folders, the run that is resumed has 3; put the old class folders"
-    ):
-        trained(root, "length=6st", allow=("length", "dataset", "classes"))
-    assert "num_classes: 3" in (output / "recipe.yaml").read_text()
-
-
-@pytest.mark.full
 def test_other_data_is_measured_with_the_choice_of_the_run(root, tmp_path, capsys):
     output = trained(root, "data.ignore=['*.gif']")
     assert capsys.readouterr().out.count("data.ignore match nothing") == 1
@@ -176,9 +165,3 @@ def test_all_problems_come_in_one_message(root, tmp_path):
     assert "2 reasons" in str(caught.value)
     assert "has 1 class, a; a classifier needs" in str(caught.value)
     assert "2 training images are fewer than one step takes" in str(caught.value)
-
-
-def test_a_run_folder_in_the_photos_is_refused(root):
-    recipe = load_recipe("seresnext26", [*SETTINGS, f"data.root={root}"]).recipe
-    with pytest.raises(UsageError, match="overlap"):
-        train(recipe, World(), StopRequest(), output=root / "run", resume="auto", allow_changed=())

@@ -201,6 +201,7 @@ def test_the_command_records_what_it_refuses_before_a_run_is_known(
     default = shutil.copytree(run, tmp_path / "runs" / "digits")
     wrong = ["train", "--recipe", "digits", "--set", "optimizer.learning=3"]
     for folder, more in ((run, ["--output", str(run)]), (default, [])):
+        (folder / "lock").touch()  # The fixture `narrow` leaves out the lock of a run.
         before = contents(folder)
         for harmless in ("--print-recipe", "--dry-run", "--device=x"):  # The last word cannot be parsed.
             assert cli.main([*wrong, *more, harmless], StopRequest()) == 2
@@ -258,21 +259,8 @@ def test_other_validation_images_are_refused_until_allowed(run, images, tmp_path
 
 
 @pytest.mark.full
-def test_another_measure_of_the_best_starts_the_best_over(run, images, capsys) -> None:
-    with pytest.raises(UsageError, match=r"evaluation\.best_by"):
-        start(run, images, "evaluation.best_by=loss")
-    capsys.readouterr()
-    start(run, images, "evaluation.best_by=loss", allowed=("evaluation.best_by",))
-    out = capsys.readouterr().out
-    assert "validation changed: the best so far (top-1 " in out
-    new = json.loads(store.verify(run / "checkpoints" / "best.safetensors")["best"])
-    assert (new["by"], new["step"]) == ("loss", 3)
-    assert new["loss"] == json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
-
-
-@pytest.mark.full
 def test_another_environment_is_one_line(run: Path, images: Path, capsys) -> None:
-    """So are a checkpoint of 0.1.0, which has no record of validation images, and weights that are not read."""
+    """So are a checkpoint of 0.1.0, which has no record of validation images, and a change that is permitted."""
     for path in set(run.glob("checkpoints/*")):
         if path.name != "step-00000002.safetensors":
             path.unlink()
@@ -281,8 +269,7 @@ def test_another_environment_is_one_line(run: Path, images: Path, capsys) -> Non
     capsys.readouterr()
     start(run, images, "model.weights=nowhere.pth", allowed=("model.weights",))
     lines = capsys.readouterr().out.splitlines()
-    for words in (("step-00000002.safetensors", "record"), ("threads 77 -> ",), ("model.weights", "nowhere.pth")):
+    for words in (("step-00000002.safetensors", "record"), ("threads 77 -> ",), ("model.weights: ", "nowhere.pth")):
         assert len([line for line in lines if all(word in line for word in words)]) == 1
     metadata = store.verify(run / "checkpoints" / LAST)
     assert json.loads(metadata["dataset"])["val"]["num_images"] == 12
-    assert "nowhere.pth" not in (run / "recipe.yaml").read_text() + metadata["recipe"]

@@ -22,13 +22,10 @@ from seresnext.recipe.load import LoadedRecipe
 from seresnext.recipe.schema import Recipe
 from seresnext.run import assemble as run_module
 from seresnext.run.assemble import Run
-from seresnext.runtime import PRECISIONS
 from seresnext.training import step as step_module
-from seresnext.training import wrapped as wrapped_module
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
 from seresnext.training.plan import Plan, Progress
 from seresnext.training.schedule import Schedule
-from seresnext.training.step import StepSettings
 
 SETTINGS = [
     "model={name: seresnext26, num_classes: 5, in_channels: 1, drop_rate: 0.3, zero_init_last: true, "
@@ -88,7 +85,7 @@ def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Load
         with pytest.MonkeyPatch.context() as patch:
             for name in ("TrainingStep", "Trainer", "Saver", "BadImageCounter", "build_model"):
                 patch.setattr(run_module, name, recorded(name))
-            patch.setattr(wrapped_module, "wrap_ddp", lambda model, compress: setattr(seen, "ddp", compress) or model)
+            patch.setattr(step_module, "wrap_ddp", lambda model, compress: setattr(seen, "ddp", compress) or model)
             patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # The warm-up takes a while.
             recipe = load_synthetic([*SETTINGS, *changes]).recipe
             # A recipe of synthetic images with this key is refused.
@@ -164,8 +161,7 @@ def test_the_step(built):
     assert step["mix"] == MixupCutmix(num_classes=5, seed=12, mixup=0.2, cutmix=0.7, last_step=14)
     assert step["ema"] is run.ema is not None
     assert (run.ema.decay_at(0), run.ema.decay_at(99)) == (0.6, 0.6)
-    assert step["settings"] == StepSettings(4, 12, PRECISIONS["fp64"], compiled=False, clip_norm=1.5)
-    assert built.ddp is False
+    assert (step["thaw_at"], len(run.step.own_replicas), built.ddp) == (None, 2, False)
 
 
 def test_the_trainer(built):
@@ -173,16 +169,13 @@ def test_the_trainer(built):
     assert trainer["schedule"] == Schedule("cosine", 0.35, total=15, warmup=4, final=0.01)
     assert trainer["plan"] == Plan(
         total=15, steps_per_epoch=5, log_every=11, evaluate_every=10, save_every=3, keep_every=6, global_size=8,
-        patience=None, stop_after_skips=7,
+        patience=None,
     )  # fmt: skip
+    assert trainer["recipe"] is built.run.recipe
     assert trainer["logger"]._recipe.logging.sinks == ()
-    assert list(trainer["logger"]._classes) == list(built.run.train.classes)
-    validation = trainer["validation"]
-    assert validation.models == {"model": built.run.model, "ema": built.run.ema.model}
-    assert (validation.settings.weights, validation.settings.best_by) == ("model", "macro_f1")
-    assert validation.precision is PRECISIONS["fp64"]
-    assert validation.num_batches == 14  # 40 images by 3.
-    assert trainer["train"].calibration_steps == 3  # 17 images are 3 steps of 8.
+    assert list(trainer["logger"]._classes) == list(trainer["classes"]) == list(built.run.train.classes)
+    assert trainer["models"] == {"model": built.run.model, "ema": built.run.ema.model}
+    assert trainer["num_val_batches"] == 14  # 40 images by 3.
     assert built.BadImageCounter[0] == 6
 
 
@@ -217,16 +210,8 @@ OTHERS: dict[str, tuple[str, Callable[[Any], object], object]] = {
     "average with a warm-up": ("ema={decay: 0.6}", lambda built: built.run.ema and built.run.ema.decay_at(0), 0.1),
     "no average": (
         "ema=null",
-        lambda built: (built.TrainingStep["ema"], list(built.Trainer["validation"].models)),
+        lambda built: (built.TrainingStep["ema"], list(built.Trainer["models"])),
         (None, ["model"]),
-    ),
-    "average chooses": (
-        "evaluation={weights: auto}", lambda built: built.Trainer["validation"].settings.weights, "ema",
-    ),
-    "all decay": (
-        "optimizer.decay_norm_and_bias=true",
-        lambda built: {group["weight_decay"] for group in built.run.optimizer.param_groups},
-        {0.003},
     ),
     "compressed": (
         "runtime={compress_gradients: bf16, precision: fp32, compile: false}",
@@ -241,7 +226,6 @@ OTHERS: dict[str, tuple[str, Callable[[Any], object], object]] = {
     "stop at a failed save": (
         "checkpoint={every: 1ep}", lambda built: built.Saver["continue_on_failure"], False,
     ),
-    "no recalibration": ("evaluation={every: 1ep}", lambda built: built.Trainer["train"].calibration_steps, 0),
 }  # fmt: skip
 
 
@@ -259,11 +243,10 @@ def test_compiled_and_deterministic(build, monkeypatch):
         asked.compiled += 1
         return model
 
-    monkeypatch.setattr("seresnext.run.resolve.resolve_compile", lambda requested, device: (requested is True, None))
-    monkeypatch.setattr(wrapped_module, "compile_forward", compile_forward)
+    monkeypatch.setattr("seresnext.run.environment.resolve_compile", lambda wanted, device: (wanted is True, None))
+    monkeypatch.setattr(step_module, "compile_forward", compile_forward)
     monkeypatch.setattr(run_module, "make_deterministic", lambda enabled: setattr(asked, "deterministic", enabled))
-    built = build("runtime={compile: true, deterministic: true, precision: fp32}")
-    assert built.TrainingStep["settings"].compiled is True
+    build("runtime={compile: true, deterministic: true, precision: fp32}")
     assert (asked.compiled, asked.deterministic) == (1, True)
     build()
     assert (asked.compiled, asked.deterministic) == (1, False)

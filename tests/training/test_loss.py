@@ -55,15 +55,6 @@ def test_binary_cross_entropy_of_mixed_targets_equals_timms(batch, threshold):
     assert torch.allclose(BinaryCrossEntropy(0.1, threshold)(logits, soft), theirs(logits, 0.9 * soft + 0.01))
 
 
-def test_a_threshold_decides_which_of_two_images_count(batch):
-    """The control: both count below the smaller share, one above, and a loss without threshold differs."""
-    logits, labels = batch
-    soft = mixed(labels, 0.7)
-    values = [BinaryCrossEntropy(0.0, threshold)(logits, soft).item() for threshold in (None, 0.2, 0.5)]
-    assert len({round(value, 3) for value in values}) == 3
-    assert values[2] == pytest.approx(BinaryCrossEntropy()(logits, (soft > 0.5).float()).item())
-
-
 # ---------------------------------------------------------------------------------------------------- class weights
 
 WEIGHTS = torch.tensor([0.2, 3.0, 1.0, 1.0, 0.5, 2.0, 1.0, 1.0, 4.0, 0.1], dtype=torch.float64)

@@ -118,16 +118,6 @@ def test_last_and_best_link_to_the_right_files(make, tmp_path):
     assert store.verify(folder / "best.safetensors")["step"] == "4"
 
 
-def test_a_second_save_of_a_step_replaces_the_first(make, model, tmp_path):
-    saver = make()
-    save(saver, 1)
-    saver.wait()
-    fill(model, 7)
-    save(saver, 1, best=1)
-    saver.finish()
-    assert weight_in(tmp_path / "checkpoints", "best.safetensors") == 7
-
-
 def test_without_a_folder_nothing_is_saved(make, tmp_path):
     saver = make(folder=None)
     save(saver, 1)

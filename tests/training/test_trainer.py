@@ -183,20 +183,6 @@ def test_nothing_is_done_twice(step, evaluated, actions):
     assert run.progress.best == best
 
 
-@pytest.mark.parametrize("total", [8, 2, 1])
-def test_a_dry_run_takes_some_steps_and_one_batch(total):
-    """A dry run also finds a loss that is not finite."""
-    run = Run(total=total, weights=("model", "ema"), loss_of=lambda step: (1.0, math.nan if step == 0 else 1.0))
-    seconds, validation = run.trainer.dry_run()
-    assert len(seconds) == max(total - 1, 1)  # The first step warms up.
-    assert min(*seconds, validation, 1.0) > 0
-    assert run.what("step", "read") == " ".join(f"step{number} read{number}" for number in range(total))
-    assert [logits.calls for logits in run.models.values()] == [1, 1]
-    assert run.what("save", "train", "validate") == ""
-    assert run.logger.bars == []
-    assert run.logger.texts[0].startswith("warning: the loss is nan in micro-batch 2 of 2 in step 1")
-
-
 @pytest.mark.parametrize("stops_at", [None, 5])
 def test_an_early_end_when_the_best_is_too_old(stops_at):
     """An interrupted run has the same early end."""
