@@ -145,5 +145,5 @@ def test_a_run_does_not_go_on_from_it(
 ) -> None:
     arguments = ["--recipe", recipe, "--data", images, "--output", tmp_path / "run", "--resume", forge(PROGRESS[case])]
     result = measure("train.py", *arguments)
-    assert_refused(result, code=3 if case == "a recipe without end" else 4, megabytes=900)
+    assert_refused(result, code=4, megabytes=900)
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
