@@ -129,9 +129,9 @@ def judge(planted: dict[str, list[str]], found: dict[str, Any]) -> dict[str, Any
         pairs = [(row["path"], row["other"]) for row in images[key]]
         copies = {next((path for path in pair if path in planted[key]), pair[0]) for pair in pairs}
         results[key] = precision_recall(planted[key], copies)
-    labels = [row["path"] for row in images["label"] if row["listed"]]
-    for first in (20, len(planted["label"]), len(labels)):
-        results[f"first {first} suspected labels"] = precision_recall(planted["label"], labels[:first])
+    suspected = [row for row in images["label"] if row["split"] == "train"]
+    for name, rows in ("label", suspected), ("listed label", [row for row in suspected if row["listed"]]):
+        results[name] = precision_recall(planted["label"], [row["path"] for row in rows])
     results["accuracy"] = []
     return results
 

@@ -45,6 +45,7 @@ def _or_plain(mutate: Callable[[Random, bytes, bytes], bytes]) -> Callable[[Rand
 # ------------------------------------------------------------------------------------------------ images
 
 _FRAMES = (0xC0, 0xC1, 0xC2)
+_RESTARTS = tuple(range(0xD0, 0xD8))
 # Markers of all kinds: frames, tables, scans, restarts, application data, and markers without a length.
 _MARKERS = (*range(0xC0, 0xD0), *range(0xD8, 0xE3), 0xED, 0xEE, 0xFE, 0x01, 0xFF)
 
@@ -61,9 +62,6 @@ def _segments(data: bytes) -> list[tuple[int, bytes, bytes]]:
         found.append((marker, data[position + 4 : end], data[end:after]))
         position = after
     return found
-
-
-_RESTARTS = tuple(range(0xD0, 0xD8))
 
 
 @_or_plain

@@ -236,6 +236,7 @@ class Mirror:
             is_uploaded, problem = result["uploaded"], result.get("problem")
             if not is_uploaded and not Path(request["path"]).exists():
                 continue  # The run has removed the file, because a newer one waits.
+            is_failing = is_failing and "is_fenced" not in result  # A newer owner is reported in any case.
             if problem and not is_failing and (is_uploaded or result["is_final"] or attempt == REPORT_ATTEMPT):
                 is_failing = True
                 step = f"the checkpoint of step {request['step']}"

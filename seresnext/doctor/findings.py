@@ -20,6 +20,7 @@ COLUMNS = ("path", "reason", "split", "label", "suggestion", "other", "detail")
 _DARK, _BRIGHT = 82, 242  # gray levels
 _SMALL = 4  # times smaller than the median
 _MIXED = 1 / 3  # the share from which two classes look like one; a coin has 1/2
+_UNLIKELY = 0.2  # times chance: the probability of a label below which the list has the image
 _FENCE = 3.0  # interquartile ranges beyond a quartile: "far out" in Tukey 1977, Exploratory Data Analysis, section 2D
 _COPIES = {
     "contradiction": ("Copies with different labels", "A label is wrong. The list has both, or only that in training."),
@@ -111,11 +112,12 @@ def find_by_network(
     for index in suspected_labels(images.labels, probabilities, fewest).tolist():
         best, percent = int(probabilities[index].argmax()), 100 * probabilities[index]
         detail = f"{percent[best]:.0f} %, label {percent[images.labels[index]]:.0f} %"
-        listed = bool(images.splits[index] == 0) and not knows
+        is_unlikely = probabilities[index, images.labels[index]] < _UNLIKELY / probabilities.shape[1]
+        listed = bool(is_unlikely and images.splits[index] == 0) and not knows
         rows.append(images.row(index, detail, suggestion=images.classes[best], listed=listed))
     rule = (
-        "Confident learning (Northcutt et al. 2021, cleanlab). The list has images of training only: to leave out the "
-        "mistakes of a network in validation raises the accuracy on paper."
+        "Confident learning (Northcutt et al. 2021, cleanlab). The list has labels less likely than a fifth of chance, "
+        "in training only: to leave out the mistakes of a network in validation raises the accuracy on paper."
     ) + " The network was trained on the images of training, so the list has none." * knows
     yield Finding("label", "Suspected wrong labels", rule, rows)
     rule = "The mean cosine distance of the features to the 10 nearest images is far above that of the other images."

@@ -1,9 +1,10 @@
-"""The export of a checkpoint, a folder that gets its name when its check has passed; and the card without an export."""
+"""The export of a checkpoint: a folder that gets its name when its check has passed, the upload, and the card alone."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -17,14 +18,15 @@ from seresnext.export.card import write_card
 from seresnext.export.documents import EXPECTED, Manifest, digest_of, write_config, write_document, write_manifest
 from seresnext.export.golden import compute_logits, draw_golden, expect, load_golden, read_golden, write_golden
 from seresnext.export.kinds import KINDS
-from seresnext.export.push import check_push, push
 from seresnext.export.verify import verify
 from seresnext.files import new_folder, write_output
 from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
 from seresnext.models.timm_config import CONFIG, first_problem
 from seresnext.printable import printable, shown_path
+from seresnext.process.packages import extra
 
 _PACKAGES = ("seresnext", "torch", "numpy", "PIL", "safetensors", "onnx", "onnxruntime")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 def export(options: Namespace) -> None:
@@ -34,7 +36,7 @@ def export(options: Namespace) -> None:
         raise UsageError(f"--output {shown_path(output)} exists; give the name of a new folder")
     KINDS[name].import_packages()
     if options.push:
-        check_push(options.push, options.golden)
+        _check_push(options.push, options.golden)
     path = find_weights(options.checkpoint)
     loaded = open_weights(path, options.weights)
     model = build_pretrained(loaded)
@@ -50,7 +52,7 @@ def export(options: Namespace) -> None:
     print(f"{shown_path(output)}: {KINDS[name].summary}, {loaded.identify().name} ({loaded.weights} weights)")
     print(f"verified: {result}; {size / 1e6:.1f} MB")
     if options.push:
-        print(f"pushed to {push(output, options.push)}")
+        print(f"pushed to {_push(output, options.push)}")
 
 
 def write_export(
@@ -82,6 +84,47 @@ def write_export(
     versions = {name: str(sys.modules[name].__version__) for name in _PACKAGES if name in sys.modules}
     manifest = Manifest(kind=kind, model=architecture, source=source, versions=versions, evaluation=evaluation)
     write_manifest(folder, manifest)
+
+
+def _check_push(repository: str, golden: Path | None) -> None:
+    """Raise UsageError unless the export can be pushed. Ask on standard input before the user's images become public.
+
+    The check comes before the export, which takes minutes.
+    """
+    if not _REPOSITORY.fullmatch(repository):
+        raise UsageError(f"--push {printable(repository)} is no name of a repository; give ORG/NAME")
+    with extra("export"):
+        from huggingface_hub import get_token
+    if get_token() is None:
+        raise UsageError("--push needs a token of the Hub; run `hf auth login`, or set HF_TOKEN")
+    if golden is None:
+        return
+    question = f"--push sends the images of {shown_path(golden)}, with their EXIF data, to {repository}. Send? [y/N] "
+    try:
+        answer = input(question)
+    except (EOFError, RuntimeError):  # RuntimeError: standard input is closed.
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was exported, because the images were not confirmed; omit --golden, or answer y")
+
+
+def _push(folder: Path, repository: str) -> str:
+    """Create the repository on the Hub, or the server HF_ENDPOINT, if there is none. Upload all files in one commit.
+
+    Return the address.
+    """
+    with extra("export"):
+        from huggingface_hub import HfApi
+    try:
+        api = HfApi(library_name="seresnext")
+        address = api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by seresnext")
+    except Exception as error:  # The classes of errors differ between versions of the library.
+        raise Failure(
+            f"{shown_path(folder)} is complete, and the upload to {repository} failed: {printable(error, 500)}; upload "
+            f"the folder with `hf upload {repository} {shown_path(folder)}`"
+        ) from None
+    return printable(address)
 
 
 def describe(options: Namespace) -> None:

@@ -39,8 +39,7 @@ def load_image(path, config):
     image = image.convert("RGB")
     short, shorter = math.floor(size / crop), min(image.size)
     resized = int(short * image.width / shorter), int(short * image.height / shorter)
-    if resized != image.size:
-        image = image.resize(resized, Image.Resampling[how["interpolation"].upper()])
+    image = image.resize(resized, Image.Resampling[how["interpolation"].upper()])
     left, top = (round((side - size) / 2) for side in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
@@ -60,7 +59,7 @@ def compute_logits(session, pixels, config):
 
 
 def predict(paths):
-    """Print the classes of each image. Return the number of files that are no images."""
+    """Print the classes of each image, and exit with 3 if a file is no image."""
     config, session, bad = read("config.json"), open_session(), 0
     for path in paths:
         try:
@@ -74,11 +73,11 @@ def predict(paths):
         print(path)
         for label in np.argsort(-shares)[:5]:
             print(f"  {100 * shares[label] / shares.sum():6.2f} %  {config['label_names'][label]!r:.200}")
-    return bad
+    sys.exit(3 if bad else 0)
 
 
 def verify():
-    """Return the largest deviation of a logit, or exit with the reason."""
+    """Print the largest deviation of a logit, or exit with the reason."""
     manifest = (HERE / "manifest.json").read_bytes()
     blank = re.sub(rb'("digest": ")[0-9a-f]{64}', rb"\g<1>" + b"0" * 64, manifest)
     if f'"digest": "{hashlib.sha256(blank).hexdigest()}"'.encode() not in manifest:
@@ -94,11 +93,8 @@ def verify():
     deviation = np.abs(compute_logits(open_session(), pixels, config["pretrained_cfg"]) - wanted).max()
     if not deviation <= expected["tolerance"]:
         sys.exit(f"the logits deviate by {deviation:.2g}: preprocessing or weights differ from those of the export")
-    return f"verified: the logits deviate by at most {deviation:.2g} (limit {expected['tolerance']:.2g})"
+    print(f"verified: the logits deviate by at most {deviation:.2g} (limit {expected['tolerance']:.2g})")
 
 
 if __name__ == "__main__":
-    if set(sys.argv[1:]) <= {"--verify"}:
-        print(verify())
-    else:
-        sys.exit(3 if predict(sys.argv[1:]) else 0)
+    verify() if set(sys.argv[1:]) <= {"--verify"} else predict(sys.argv[1:])

@@ -63,11 +63,9 @@ class Node:
         """Return the node at a path of keys and of places in lists, or None."""
         node = self
         for step in path:
-            if isinstance(node.value, dict) and step in node.value:
-                node = node.value[str(step)]
-            elif isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
+            try:
                 node = node.value[step]
-            else:
+            except (KeyError, IndexError, TypeError):
                 return None
         return node
 
@@ -139,16 +137,11 @@ class _Builder:
 
     def _node(self, event: Any, depth: int) -> Node:
         self._values += 1
-        if self._values > MAX_VALUES:
-            raise self._refusal(event, f"more than {MAX_VALUES} values; this is not a recipe")
-        if depth > MAX_DEPTH:
-            raise self._refusal(event, f"nested deeper than {MAX_DEPTH}; this is not a recipe")
-        if event.anchor is not None:
-            kind = "alias *" if isinstance(event, yaml.AliasEvent) else "anchor &"
-            raise self._refusal(event, f"{kind}{shorten(event.anchor)} is not allowed; use 'base:' to share values")
-        if event.tag is not None:
-            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            raise self._refusal(event, f"tag {shorten(tag)} is not allowed; write the value alone")
+        if self._values > MAX_VALUES or depth > MAX_DEPTH:
+            limits = f"more than {MAX_VALUES} values, or nested deeper than {MAX_DEPTH}"
+            raise self._refusal(event, f"{limits}; this is not a recipe")
+        if event.anchor is not None or event.tag is not None:
+            raise self._refusal(event, "an anchor, an alias or a tag; write values alone, and share them by 'base:'")
         if isinstance(event, yaml.SequenceStartEvent):
             items = []
             while not isinstance(item := self._next(), yaml.SequenceEndEvent):
@@ -163,8 +156,8 @@ class _Builder:
     def _mapping(self, depth: int) -> dict[str, Node]:
         entries: dict[str, Node] = {}
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
-            if not isinstance(event, yaml.ScalarEvent) or has_control(event.value):
-                raise self._refusal(event, "a key must be text without control characters")
+            if not isinstance(event, yaml.ScalarEvent) or event.anchor or event.tag or has_control(event.value):
+                raise self._refusal(event, "a key must be text without control characters, anchor and tag")
             if first := entries.get(event.value):
                 raise self._refusal(event, f"duplicate key {shorten(event.value)}, first written in {first.origin}")
             # The line of a value is the line of the key.

@@ -274,6 +274,12 @@ def test_an_outage_is_reported_once(make, tmp_path: Path, monkeypatch):
     until(lambda: made.steps == [1, 2])
     assert len(made.lines) == 4  # An outage that another attempt does not end is reported at once.
     assert "lacks the checkpoint of step 1: reset; training continues" in made.lines[0]
+    uploads.results = [*[failure] * 3, {**failure, "problem": "newer owner", "is_final": True, "is_fenced": True}]
+    made.put(save(tmp_path, 3))
+    until(lambda: not made.mirror._thread.is_alive())  # An owner that comes during an outage is reported, too.
+    assert [line.rpartition(": ")[2] for line in made.lines[4:]] == [
+        "reset; training continues", "newer owner; training continues",
+    ]  # fmt: skip
 
 
 def test_old_ones_that_cannot_be_removed_are_reported_once(make, tmp_path: Path, monkeypatch):
@@ -357,9 +363,9 @@ def test_a_transfer_that_takes_too_long_is_ended(
     monkeypatch.setattr(mirror_module, "UPLOAD_SECONDS", 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silence.getsockname()[1]}")
     made.put(save(tmp_path, 1))
-    until(lambda: made.lines)
+    until(lambda: made.lines, 60)
     assert "no end of the transfer within 1 s; training continues" in made.lines[0]
     monkeypatch.undo()
     made.put(save(tmp_path, 2))
-    until(lambda: made.steps == [2])
+    until(lambda: made.steps == [2], 60)
     assert made.lines[1].endswith("succeed again")

@@ -119,15 +119,16 @@ def test_the_list_of_near_duplicates(labels: str, splits: str, keys: dict[int, s
     assert [row["indices"][0] for row in exclusions(findings)] == listed
 
 
-def test_labels_of_validation_and_of_a_network_that_knows_them_are_not_listed() -> None:
+def test_labels_of_validation_likely_labels_and_labels_that_a_network_knows_are_not_listed() -> None:
     images = FewImages("a" * 30 + "b" * 30, "0" * 15 + "1" * 15 + "0" * 30)
-    probabilities = np.eye(2, dtype=np.float32)[images.labels] * 0.8 + 0.1
+    probabilities = np.eye(2, dtype=np.float32)[images.labels] * 0.4 + 0.3
     probabilities[[3, 20]] = 0.05, 0.95
+    probabilities[5] = 0.2, 0.8
     distances = np.ones(60)
     distances[7] = 9
     for knows, listed in ((False, [3]), (True, [])):
         labels, outliers = find_by_network(images, probabilities, distances, knows, 2)
-        assert sorted(row["path"] for row in labels.rows) == ["03", "20"]
+        assert sorted(row["path"] for row in labels.rows) == ["03", "05", "20"]
         assert {row["suggestion"] for row in labels.rows} == {"b"}
         assert [row["indices"][0] for row in exclusions([labels, outliers])] == listed
         assert [(row["path"], row["detail"]) for row in outliers.rows] == [("07", "9.0 times the median")]

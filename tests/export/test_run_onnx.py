@@ -38,7 +38,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_program_is_short(export: Callable[..., Path]):
-    assert len((export("onnx") / "run.py").read_text().splitlines()) <= 110
+    assert len((export("onnx") / "run.py").read_text().splitlines()) <= 100
 
 
 def test_the_program_verifies_and_predicts_without_torch(export: Callable[..., Path], python: Path, run_command):

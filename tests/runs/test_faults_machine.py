@@ -63,7 +63,7 @@ def test_a_save_that_fails(faulty, whole_digest, tmp_path, world, stopping, pass
     assert result.returncode != 0  # To stop is the default.
     error = one_error(result)
     assert "step-00000006.safetensors could not be saved: " in error
-    assert ("the file would be larger than the limit" in error) is (stopping == LIMIT)
+    assert ("File too large" in error) is (stopping == LIMIT)
     assert status(run)["state"] == "failed"
     assert "could not be saved" in status(run)["reason"]
     assert list(store.steps(run / "checkpoints")) == [2, 4]
