@@ -139,5 +139,5 @@ def test_a_run_does_not_go_on_from_a_recipe_without_end(
     """tests/checkpoint/test_contents.py has other facts that are refused."""
     path = forge({"recipe": {f"\x1b{number}": 1 for number in range(100_000)}})
     arguments = ["--recipe", recipe, "--data", images, "--output", tmp_path / "run", "--resume", path]
-    assert_refused(measure("train.py", *arguments), code=3, megabytes=900)
+    assert_refused(measure("train.py", *arguments), code=4, megabytes=900)
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
