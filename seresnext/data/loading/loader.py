@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import re
 import warnings
@@ -81,8 +82,13 @@ def open_batches(
             # A separate generator: DataLoader would draw from the default one, which dropout uses.
             generator=torch.Generator(),
         )
-        with block_stop_signals():
-            iterator = iter(loader)
+        try:
+            with block_stop_signals():
+                iterator = iter(loader)
+        except OSError as error:  # The semaphores of the workers lie in shared memory.
+            if error.errno == errno.ENOSPC:
+                raise _no_shared_memory(error) from None
+            raise
     processes = getattr(iterator, "_workers", [])
     for process in processes:
         # Torch ends a worker that is stuck by SIGTERM, which our workers ignore.
