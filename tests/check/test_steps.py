@@ -90,7 +90,7 @@ def test_a_step_is_that_of_the_recipe(small, settings):
     assert seen == [(3, 3, 64, 64)] * 2
     assert steps.run.optimizer.state  # The step has updated the weights.
     assert (steps.run.step.mix is not None, steps.run.ema is not None) == (recipe.mix.mixup > 0, recipe.ema is not None)
-    assert not steps.run.step.settings.compiled
+    assert steps.run.recipe.runtime.compile is False
     spread = steps.repeat(2, 0.0)
     assert len(seen) == 2 + 2 * 4
     assert spread.low <= spread.median <= spread.high
