@@ -65,13 +65,15 @@ class Browser:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path: Path | str, width: int = 1280, scheme: str = "light", script: bool = True) -> Page:
-        """Return an HTML file, or an address, as a page of a width, `light` or `dark`, with or without JavaScript."""
+    def open(
+        self, path: Path | str, width: int = 1280, height: int = 900, scheme: str = "light", script: bool = True
+    ) -> Page:
+        """Return an HTML file, or an address, as a page of a size, `light` or `dark`, with or without JavaScript."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable", session)
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1}
+        size = {"width": width, "height": height, "deviceScaleFactor": 1}
         self.call("Emulation.setDeviceMetricsOverride", session, mobile=False, **size)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", session, features=features)
