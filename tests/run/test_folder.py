@@ -28,7 +28,6 @@ from seresnext.run.folder import (
 ROOT = Path(__file__).parents[2]
 
 # The lock is held while its file is open. Only the end of the folder object or of the process closes the file.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*lock:ResourceWarning")
 
 
 @pytest.fixture
