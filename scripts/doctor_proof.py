@@ -130,7 +130,13 @@ def judge(planted: dict[str, list[str]], found: dict[str, Any]) -> dict[str, Any
         copies = {next((path for path in pair if path in planted[key]), pair[0]) for pair in pairs}
         results[key] = precision_recall(planted[key], copies)
     suspected = [row for row in images["label"] if row["split"] == "train"]
-    for name, rows in ("label", suspected), ("listed label", [row for row in suspected if row["listed"]]):
+    listed, first = [row for row in suspected if row["listed"]], len(planted["label"])
+    for name, rows in (
+        ("label", suspected),
+        (f"first {first} labels", suspected[:first]),
+        ("first 20 labels", suspected[:20]),
+        ("listed label", listed),
+    ):
         results[name] = precision_recall(planted["label"], [row["path"] for row in rows])
     results["accuracy"] = []
     return results
