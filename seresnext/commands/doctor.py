@@ -53,10 +53,10 @@ def run(options: Namespace) -> None:
     result, listed, images = examine(options.data, networks)
     for finding in result["findings"]:
         print(f"  {finding['title']:<28} {len(finding['rows']):>8,}")
-    html = render(result, images, networks.decoding)
-    write_output(page, html)
     write_json(json, result)
     write_output(table, exclusion_list(listed))
+    # The last, because the page reads images again, and fails if one is gone.
+    write_output(page, render(result, images, networks.decoding))
     for text in result["method"]:
         print(text)
     print(f"{len(listed):,} images are in {table}; look at {page}, then train with --set data.exclude={table}")

@@ -97,7 +97,7 @@ def _validate(options: Namespace, world: World) -> None:
         reports.append(validation.to_json())
         if options.table and world.is_first:
             write_table(validation.table(), options.table)
-        if options.report:
+        if options.json and world.is_first and len(reports) == len(options.checkpoint):
+            write_json(options.json, reports if len(reports) > 1 else reports[0])
+        if options.report:  # The last, because the page reads images again, and fails if one is gone.
             report.write(validation, options.report, world)
-    if options.json and world.is_first:
-        write_json(options.json, reports if len(reports) > 1 else reports[0])

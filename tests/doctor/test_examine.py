@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,10 +22,11 @@ from seresnext.cli import main
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
 from seresnext.data.readers.photo_choice import photo_choice
-from seresnext.doctor import examine, network
+from seresnext.doctor import examine, network, page
 from seresnext.doctor.examine import open_splits
 from seresnext.doctor.images import Collection
 from seresnext.doctor.network import Networks
+from seresnext.errors import DataError
 from seresnext.models import registry
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe
@@ -69,6 +71,14 @@ def test_the_files_of_a_quick_examination(
     reader = open_reader(faulty, "train", choice=photo_choice(recipe, {}))
     names = {*map(reader.name, range(len(reader)))}
     assert names == {str(path.relative_to(faulty)) for path in (faulty / "train").rglob("*.jpg")} - listed.keys()
+
+
+def test_an_image_that_is_lost_before_the_page_costs_no_findings(
+    faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "decode", Mock(side_effect=DataError("train/a/0.jpg is gone; restore the file")))
+    assert doctor(faulty, "--quick", "--output", tmp_path / "out") == 3
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"findings.json", "exclude.csv"}
 
 
 @pytest.mark.full

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jinja2
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from seresnext.cli import main
+from seresnext.errors import DataError
 from seresnext.evaluation.evaluate import Evaluation
 from seresnext.evaluation.metrics import count_classes
 from seresnext.evaluation.summary import summarize
@@ -256,6 +258,14 @@ def test_the_report_of_a_validation_without_curves(run: Path, case: str, capsys:
     assert main(["validate", *words], StopRequest()) == 0
     assert 'id="training"' not in (output / "index.html").read_text()
     assert ("warning" in capsys.readouterr().out) == (case == "broken metrics")
+
+
+def test_a_page_that_fails_leaves_the_result(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_pictures", Mock(side_effect=DataError("val/0.jpg is gone; restore the file")))
+    words = ["--checkpoint", str(run), "--report", str(run / "report"), "--json", str(run / "result.json")]
+    assert main(["validate", *words], StopRequest()) == 3
+    assert json.loads((run / "result.json").read_text())["num_images"] == 12
+    assert not (run / "report" / "index.html").exists()
 
 
 def test_a_selection_of_classes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
