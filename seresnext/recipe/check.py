@@ -42,7 +42,8 @@ def _missing(recipe: Recipe) -> Iterator[Problem]:
         ("data.progressive", "", "data.progressive.end_ramp", "60ep"),
     ):
         if (value := _at(recipe, other)) and (not chosen or value == chosen) and _at(recipe, key) is None:
-            yield Problem(key, f"is missing: {other} {chosen} needs a value, such as {example}", (other,))
+            needs = f"{other} {chosen}".strip()
+            yield Problem(key, f"is missing: {needs} needs a value, such as {example}", (other,))
 
 
 def _above_limit(recipe: Recipe) -> Iterator[Problem]:

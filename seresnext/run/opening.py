@@ -166,7 +166,7 @@ def _compare(
     if weights and previous is None:
         fix = "" if weights == PUBLISHED else "; set model.weights to the path of a file of weights"
         with _collecting(problems, fix=f" (model.weights){fix}"):
-            open_file(first_weights(recipe.model)).close()  # `load_first_weights` reads the file.
+            open_file(first_weights(recipe.model)).close()  # `Run` reads the file.
     return problems
 
 

@@ -134,9 +134,10 @@ def test_a_refused_start_changes_nothing_at_the_address(start, tmp_path: Path):
 
 @pytest.mark.full
 def test_training_does_not_need_the_store(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The run ends, and the same command uploads the missing checkpoint."""
+    """The run ends, and the same command uploads the missing checkpoint. The newer local checkpoint is used."""
     failure = {"uploaded": False, "problem": "no answer", "is_final": True}
     whole = start("whole", mirror=False)
+    start("run", steps=2)
     with monkeypatch.context() as patch:
         patch.setattr(Mirror, "_upload", lambda self, request: failure)
         patch.setattr(mirror_module, "END_SECONDS", 0.5)
@@ -148,6 +149,7 @@ def test_training_does_not_need_the_store(start, tmp_path: Path, monkeypatch: py
     assert "lacks the checkpoint of step 4" in log
     start("run")
     assert status(run)["mirrored_step"] == 4
+    assert "fetched" not in (run / "log.txt").read_text()
 
 
 @pytest.mark.full

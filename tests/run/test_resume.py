@@ -328,9 +328,11 @@ def test_changed_validation_images_are_refused():
     assert not changes_validation(old, other, [])
 
 
-def test_a_change_of_the_crop_changes_the_validation():
-    values = changed("evaluation.crop_pct", 0.5)
-    changes = check(facts(3), values, DATASET, ["evaluation.crop_pct"])
+@pytest.mark.parametrize(("key", "value"), [("evaluation.crop_pct", 0.5), ("evaluation.best_by", "loss")])
+def test_a_change_of_the_measure_changes_the_validation(key, value):
+    with pytest.raises(UsageError, match=key):
+        check(facts(3), changed(key, value), DATASET, [])
+    changes = check(facts(3), changed(key, value), DATASET, [key])
     assert changes_validation(facts(3), DATASET, changes)
     assert not changes_validation(facts(3), DATASET, ["data.workers: 1 -> 2"])
     assert set(all_keys()) >= MEASURE_KEYS
