@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from seresnext.errors import DataError, UsageError
-from seresnext.printable import printable
+from seresnext.printable import printable, shorten
 
 HUB_PREFIX = "hf-hub:"  # before a repository of the Hugging Face Hub, as in timm
 _LOST_A_SLASH = re.compile(r"(https?|s3|gs|hf|ftp):/(?!/)")
@@ -31,11 +31,17 @@ def expand_home(path: str | Path) -> Path:
 def path_argument(text: str) -> Path:
     """Return the path in an argument of a command, with `~` expanded: a `type` for argparse.
 
-    Raises ArgumentTypeError for an empty text and for an address, which `Path` would take for folders.
+    Raises ArgumentTypeError for an empty text, an address, and a path that the system refuses, such as a path inside a
+    folder of another user. Methods of `Path` raise OSError for such a path.
     """
     if address := address_in(text):
         raise argparse.ArgumentTypeError(f"{address} is an address, not a path; download the file, and give the path")
-    return expand_home(not_empty(text))
+    path = expand_home(not_empty(text))
+    try:
+        path.exists()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{shorten(text)}: {error.strerror}; give another path") from None
+    return path
 
 
 def text_argument(text: str) -> str:

@@ -31,6 +31,8 @@ def test_the_home_folder(monkeypatch):
     assert path_argument("~/runs/a b") == expand_home(Path("~/runs/a b")) == Path("/house/runs/a b")
     for path in ("a/~", "./~", "~nobody-of-this-name/a"):
         assert path_argument(path) == Path(path)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"x\.\.\.: File name too long; give another path"):
+        path_argument("x" * 300)
 
 
 def refusal(given) -> str:

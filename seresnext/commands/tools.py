@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from seresnext.arguments import Parser, table_argument
-from seresnext.files import write_json
+from seresnext.files import write_json, write_output
 from seresnext.paths import path_argument
 from seresnext.printable import printable
 
@@ -123,5 +123,5 @@ def recipe(options: Namespace) -> None:
     if options.reference:
         print(recipe_reference(), end="")
         return
-    options.output.write_text(json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_output(options.output, json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n")
     print(f"wrote {options.output}")

@@ -254,6 +254,10 @@ def test_many_bases_are_read_once_each(problems: Problems) -> None:
     start = time.perf_counter()
     assert problems("base: 0.yaml\n" + GOOD) == []
     assert time.perf_counter() - start < 5  # 2^30 reads would take hours
+    for i in range(30, 60):
+        Path(f"{i}.yaml").write_text(f"base: {i + 1}.yaml\n")
+    (problem,) = problems("base: 0.yaml\n" + GOOD)
+    assert problem == "49.yaml:1: base: more than 50 files deep; write the keys into fewer files"
 
 
 def test_base_gets_a_near_miss_and_a_problem_names_the_file_of_the_base(problems: Problems) -> None:

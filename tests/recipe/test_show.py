@@ -98,9 +98,10 @@ def test_hash_ignores_the_order_of_keys() -> None:
 
 def test_the_command_writes_the_published_schema_and_prints_the_reference(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "seresnext", "recipe"]
-    subprocess.run([*command, "--output", tmp_path / "s.json"], check=True, capture_output=True, timeout=60)
+    output = tmp_path / "new" / "s.json"
+    subprocess.run([*command, "--output", output], check=True, capture_output=True, timeout=60)
     published = (ROOT / "recipes" / "schema.json").read_text(encoding="utf-8")
-    assert (tmp_path / "s.json").read_text() == published, "run: python -m seresnext recipe"
+    assert output.read_text() == published, "run: python -m seresnext recipe"
     assert json.loads(published) == json_schema()
     printed = subprocess.run([*command, "--reference"], check=True, capture_output=True, text=True, timeout=60).stdout
     assert printed == recipe_reference()
