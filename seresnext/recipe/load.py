@@ -15,7 +15,7 @@ from seresnext.printable import shorten
 from seresnext.recipe.check import cross_field_problems
 from seresnext.recipe.explain import REMOVED, Problem, all_keys, explain, unknown_key
 from seresnext.recipe.files import display, find_recipe, read_file
-from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, has_control, read_value, write_scalar
+from seresnext.recipe.reader import Node, read_value, read_yaml, write_value
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 
 _MAX_EXPLAINED = 100
@@ -52,9 +52,10 @@ def recipe_from_values(values: dict[str, Any], origin: str) -> Recipe:
 
     Keys that version 0.1 had and this version has not are dropped.
     """
-    root = _node_of(values, origin)
-    if _count(values) > MAX_VALUES:
-        raise RecipeError([f"{origin}: more than {MAX_VALUES} values; this is not a recipe"])
+    try:
+        root = read_yaml(write_value(values), lambda line: origin)
+    except RecursionError:
+        raise RecipeError([f"{origin}: nested deeper than a recipe"]) from None
     for key in REMOVED:
         section, _, name = key.partition(".")
         if (node := root.at([section])) and isinstance(node.value, dict):
@@ -89,24 +90,6 @@ def _replace(root: Node, path: Sequence[str], value: Node) -> Node:
     entries = dict(root.value) if isinstance(root.value, dict) else {}
     entries[path[0]] = _replace(entries.get(path[0], Node({}, "--set")), path[1:], value)
     return Node(entries, root.origin, "a section")
-
-
-def _count(value: Any) -> int:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + sum(map(_count, items))
-
-
-def _node_of(value: Any, origin: str, depth: int = 0) -> Node:
-    if depth > MAX_DEPTH:
-        raise RecipeError([f"{origin}: nested deeper than {MAX_DEPTH}; this is not a recipe"])
-    if isinstance(value, dict):
-        # Pydantic gives no location for a key with half of a surrogate pair.
-        if bad := [key for key in map(str, value) if has_control(key)]:
-            raise RecipeError([f"{origin}: the key {shorten(ascii(bad[0]))} has a control character; remove the key"])
-        return Node({str(key): _node_of(item, origin, depth + 1) for key, item in value.items()}, origin, "a section")
-    if isinstance(value, list):
-        return Node([_node_of(item, origin, depth + 1) for item in value], origin, f"a list of {len(value)}")
-    return Node(value, origin, write_scalar(value) if isinstance(value, bool | None) else repr(value))
 
 
 def _validate(root: Node, where: str, problems: list[str], is_new: bool = False) -> Recipe:
