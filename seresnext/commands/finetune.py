@@ -37,7 +37,6 @@ _WITHOUT_WEIGHTS = ["model.weights=null", "model.reset_head=false", "model.froze
 
 
 def add_arguments(parser: Parser) -> None:
-    """Declare the arguments."""
     require_packages(LIGHT_PACKAGES)
     parser.epilog = """examples:
   seresnext finetune photos
