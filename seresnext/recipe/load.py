@@ -108,21 +108,19 @@ def _validate(root: Node, where: str, problems: list[str], is_new: bool = False)
         more = [f"and {len(errors) - len(found)} more"] if len(errors) > len(found) else []
         recipe = _repaired(root.plain(), errors)
     wrong = [problem.key.partition("[")[0] for problem, _ in found]
-    if recipe:
-        for problem in cross_field_problems(recipe, is_new):
-            keys = (problem.key, *problem.related)
-            if not any(_overlap(key, bad) for key in keys for bad in wrong):
-                # The node of the first key that stands in a file or an override.
-                nodes = (root.at(key.split(".")) for key in keys)
-                found.append((problem, next((node for node in nodes if node), None)))
+    for problem in cross_field_problems(recipe, is_new):
+        keys = (problem.key, *problem.related)
+        if not any(_overlap(key, bad) for key in keys for bad in wrong):
+            # The node of the first key that stands in a file or an override.
+            nodes = (root.at(key.split(".")) for key in keys)
+            found.append((problem, next((node for node in nodes if node), None)))
     problems += [f"{node.origin if node else where}: {problem.key}: {problem.message}" for problem, node in found]
     if problems:
         raise RecipeError(problems + more)
-    assert recipe is not None
     return recipe
 
 
-def _repaired(values: dict[str, Any], errors: list[ErrorDetails]) -> Recipe | None:
+def _repaired(values: dict[str, Any], errors: list[ErrorDetails]) -> Recipe:
     """Return the recipe without the invalid values, to check the other values against each other."""
     for details in errors:
         keys = [step for step in details["loc"] if isinstance(step, str)]
@@ -132,10 +130,7 @@ def _repaired(values: dict[str, Any], errors: list[ErrorDetails]) -> Recipe | No
         if isinstance(section, dict):
             section.pop(keys[-1], None)
     values.setdefault("model", {}).setdefault("name", "seresnext50")
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError:
-        return None
+    return Recipe.model_validate(values)
 
 
 def _overlap(a: str, b: str) -> bool:

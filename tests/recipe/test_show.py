@@ -36,14 +36,6 @@ recipes = st.fixed_dictionaries(
 )
 
 
-def test_printed_recipe_loads_again(tmp_path: Path) -> None:
-    loaded = load_recipe("digits", ["ema={decay: 0.9}", "data.root='no: #1'", "runtime.compile=false"])
-    path = tmp_path / "recipe.yaml"
-    for text in (print_recipe(loaded), to_yaml(to_values(loaded.recipe))):
-        path.write_text(text)
-        assert load_recipe(path).recipe == loaded.recipe
-
-
 @settings(max_examples=200, deadline=None)
 @given(recipes)
 def test_round_trip_of_any_recipe(values: dict[str, Any]) -> None:
