@@ -112,27 +112,6 @@ def test_on_a_gpu_all_precisions_are_measured_beside_the_peer(measure, workers, 
     assert len(workers) == 24
 
 
-@pytest.mark.parametrize(
-    ("compile", "has_compiler", "compiled"),
-    [("true", True, True), ("false", True, False), ("auto", False, False), ("true", False, False)],
-)
-def test_a_table_heeds_compile(measure, workers, monkeypatch, capsys, compile, has_compiler, compiled):
-    """Without a compiler nothing is called compiled."""
-    if not has_compiler:
-        monkeypatch.setattr(shutil, "which", lambda name: None)
-    figures = measure(step, *SMALL, "--compile", compile)
-    assert [row["compiled"] for row in figures["table"]] == [compiled] * 4
-    assert (figures["compiled"], figures["peer"], figures["ratio"]) == (compiled, {}, {})
-    assert ("no C++ compiler found" in capsys.readouterr().out) is not has_compiler
-
-
-def test_a_precision_that_is_given_makes_no_table(measure, workers):
-    figures = measure(step, *SMALL, "--precision", "tf32", "--peer", "timm")
-    assert "table" not in figures
-    assert (figures["precision"], figures["images_per_second"], figures["ratio"]["timm"]) == ("tf32", 20, 4)
-    assert {name[2] for name in workers} == {"tf32"}
-
-
 @pytest.mark.gpu
 def test_the_table_of_a_real_gpu(bench):
     figures, _ = bench("step", *SMALL, "--micro", "8", "--compile", "false", "--peer", "timm")
