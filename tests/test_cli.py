@@ -143,8 +143,8 @@ def test_one_rank_prints_the_help_and_the_recipe(capsys, ranks):
     ("words", "problem"),
     [
         (
-            "--lr 0.3 --epochs=90",
-            "error: unrecognized arguments: --lr 0.3 --epochs=90; give a key of the recipe as --set KEY=VALUE",
+            "--lr 3 --epochs=9",
+            "error: unrecognized arguments: --lr 3 --epochs=9; give a key of the recipe as --set K",
         ),
         ("--profile five", "argument --profile: 'five' is not a whole number of at least 1"),
         ("--profile 3 --dry-run", "--dry-run takes a few steps and traces none; leave out --dry-run or --profile"),
