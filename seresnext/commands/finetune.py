@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,6 @@ _WITHOUT_WEIGHTS = ["model.weights=null", "model.reset_head=false", "model.froze
 
 
 def add_arguments(parser: Parser) -> None:
-    """Declare the arguments."""
     require_packages(LIGHT_PACKAGES)
     parser.epilog = """examples:
   seresnext finetune photos
@@ -95,7 +95,8 @@ def _earlier_recipe(options: Namespace) -> Path | None:
         return None
     folder = options.output / "checkpoints" if options.resume == "auto" else Path(options.resume).parent
     recipe = folder.parent / "recipe.yaml"
-    return recipe if recipe.is_file() and any(folder.glob("*.safetensors")) else None
+    # os.path.isfile raises nothing.
+    return recipe if os.path.isfile(recipe) and any(folder.glob("*.safetensors")) else None  # noqa: PTH113
 
 
 def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from seresnext.errors import DataError
 from seresnext.evaluation.statistics import Floats, Ints
-from seresnext.files import NewFile
+from seresnext.files import new_file
 from seresnext.printable import as_utf8
 from seresnext.process.packages import extra
 
@@ -46,7 +46,7 @@ def build_table(images: Sequence[str], labels: Ints, logits: Floats, classes: Se
 
 def write_table(table: Table, path: Path) -> None:
     """Write a CSV file if the name ends in `.csv`, otherwise a Parquet file. Raise UsageError or Failure."""
-    with NewFile(path) as file:
+    with new_file(path) as file:
         if path.suffix == ".csv":
             text = io.StringIO()
             csv.writer(text).writerows([table, *zip(*table.values(), strict=True)])

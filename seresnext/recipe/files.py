@@ -12,6 +12,7 @@ from seresnext.recipe.explain import near_miss
 from seresnext.recipe.reader import MAX_BYTES, Node, read_yaml
 
 _PACKAGE = Path(__file__).parents[1]
+_MOST_BASES = 50  # of which each is the base of the next
 
 
 def recipe_folders() -> list[Path]:
@@ -97,6 +98,8 @@ def _find_base(item: Node, origin: str, folder: Path, chain: tuple[Path, ...]) -
     if path.resolve() in chain:
         names = " -> ".join(map(display, (*chain, path)))
         raise RecipeError([f"{origin}: base: {display(path)} is based on itself: {names}"])
+    if len(chain) > _MOST_BASES:
+        raise RecipeError([f"{origin}: base: more than {_MOST_BASES} files deep; write the keys into fewer files"])
     return path
 
 

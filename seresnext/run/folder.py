@@ -21,9 +21,9 @@ from seresnext.files import read_small_json, write_atomically
 from seresnext.metrics.console import Console
 from seresnext.metrics.jsonlines import check_metrics
 from seresnext.metrics.status import read_status, update_status, write_status
+from seresnext.paths import is_remote
 from seresnext.printable import printable
 from seresnext.recipe.schema import DataSection
-from seresnext.remote import is_remote
 
 # The files of a run and of this project's tools, which `accept` moves. All others are the user's.
 RUN_FILES = (

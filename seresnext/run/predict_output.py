@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seresnext.errors import UsageError
-from seresnext.files import NewFile, check_output_file, write_output
+from seresnext.files import check_output_file, new_file, write_output
 from seresnext.printable import as_utf8, printable, shown_path
 from seresnext.process.packages import extra, require_extra
 
@@ -71,7 +71,7 @@ def write_features(paths: Sequence[str], features: np.ndarray, path: Path) -> No
     if path.suffix == ".parquet":
         _write_parquet({"path": list(map(as_utf8, paths)), "features": features}, path)
         return
-    with NewFile(path) as file:
+    with new_file(path) as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": features.shape}
         np.lib.format.write_array_header_1_0(file, header)  # pyright: ignore[reportArgumentType]
         if features.size:
@@ -90,7 +90,7 @@ def _write_parquet(columns: dict[str, Any], path: Path) -> None:
         return pyarrow.array(values, pyarrow.float64() if name.startswith("probability") else pyarrow.string())
 
     table = pyarrow.table({name: column(name, values) for name, values in columns.items()})
-    with NewFile(path) as file:
+    with new_file(path) as file:
         pyarrow.parquet.write_table(table, file)
 
 
