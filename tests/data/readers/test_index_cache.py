@@ -235,9 +235,10 @@ def test_unused_indices_are_removed_by_the_next_build(tmp_path: Path):
     for name, days in {"i.index": 31, "i.lock": 31, "j-old": 31, "i-x.tmp": 31, "i-y.tmp": 0, "j-x.tmp": 31}.items():
         (tmp_path / name).mkdir() if name.endswith(".tmp") else (tmp_path / name).touch()
         age(tmp_path / name, days)
+    (lock,) = tmp_path.glob("i-*.lock")
+    age(lock, 31)
     opened(tmp_path, Signature("newest", 1), contents)
     left = {path.name for path in tmp_path.iterdir() if path.suffix != ".index"}
-    (lock,) = tmp_path.glob("i-*.lock")
     assert left == {
         *(f"i-{name}.record" for name in ("opened", "young", "new", "newest")),
         *(lock.name, "j-old", "i-y.tmp", "j-x.tmp"),
