@@ -182,10 +182,14 @@ TWICE = tar([("a.JPEG", b"1"), ("a.JPEG", b"2")])
         ({"n01440764_10026.JPEG": b""}, "member 'n01440764_10026.JPEG' is no archive of a class"),
         ({"n01440764.tar": tar({})}, "n01440764.tar holds no images"),
         ({"n01440764.tar": tar({"deep/a.JPEG": b"1"})}, "member 'deep/a.JPEG' (1 bytes) is in a folder"),
+        ({"n01440764.tar": tar({"a.JPEG": bytes(101)})}, "(101 bytes) is in a folder or too large for an image"),
         ({}, "holds no images"),
     ],
 )
-def test_archives_of_another_form_are_refused(tmp_path: Path, content: dict[str, bytes], message: str):
+def test_archives_of_another_form_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: dict[str, bytes], message: str
+):
+    monkeypatch.setattr(module, "LARGEST_IMAGE", 100)
     (tmp_path / TRAIN.name).write_bytes(tar(content))
     assert message in refusal(tmp_path)
 
