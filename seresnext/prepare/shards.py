@@ -291,8 +291,7 @@ def prepare_shards(arguments: Namespace) -> None:
     """
     if lies_in(arguments.output, arguments.data):
         raise UsageError(f"--output {arguments.output} lies inside the data {arguments.data}; give another folder")
-    for split in arguments.split or ("train", "val"):
-        job = plan(split, arguments)
+    for job in [plan(split, arguments) for split in arguments.split or ("train", "val")]:
         with writing_to(job.folder):
             manifest = write_split(job, arguments.workers)
         size = sum(shard.bytes for shard in manifest.shards)

@@ -199,6 +199,11 @@ def test_files_of_other_origin_are_named_and_left_alone(write, tmp_path, name: s
     write("out")  # An empty folder is no obstacle.
 
 
+def test_a_missing_split_is_reported_before_the_work(photographs, prepare, tmp_path):
+    assert "no split 'val'" in prepare("shards", photographs, "--output", tmp_path / "out", code=3)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_output_that_cannot_be_written_is_explained(write, prepare, tmp_path, monkeypatch):
     """Before the work for a path that cannot become the folder, and without a traceback for a full disk."""
     (tmp_path / "link").mkdir()
