@@ -8,7 +8,6 @@ import io
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from photographs import make, names, photo
 
@@ -265,14 +264,6 @@ def test_a_file_that_vanishes_is_named_at_the_read(root, cache):
     with pytest.raises(DataError, match=r"a/1.jpg cannot be read: No such file or directory; restore the file"):
         reader.read(0)
     assert names(root, "all", cache) == ["b/2.jpg"]
-
-
-def test_a_reader_holds_no_object_per_photo(root, cache):
-    make(root, *MANY)
-    reader = PhotoReader(root, "all", cache=cache)
-    kept = [value for value in vars(reader).values() if isinstance(value, list | tuple | dict)]
-    assert max(map(len, kept)) == 2
-    assert isinstance(reader.labels, np.ndarray)
 
 
 def test_the_table_of_splits(root, cache):
