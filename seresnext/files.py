@@ -128,18 +128,25 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
+def writing_to(output: Path) -> Iterator[None]:
+    """Raise Failure if the block cannot write the folder `output`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise Failure(f"{shown_path(output)} cannot be written: {reason}; choose another folder") from None
+
+
+@contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
     """Yield a folder that gets the name `output` at the end of the block, and is removed after an error.
 
     Raise Failure if the folder cannot be written.
     """
-    try:
+    with writing_to(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
             folder = Path(temporary) / output.name
             folder.mkdir()
             yield folder
             folder.rename(output)
-    except OSError as error:
-        reason = error.strerror or error
-        raise Failure(f"{shown_path(output)} cannot be written: {reason}; choose another folder") from None

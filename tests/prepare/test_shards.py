@@ -77,6 +77,7 @@ def test_shards_have_unchanged_images_in_the_order_of_the_seed(photographs, writ
 def test_the_manifest_has_checksums_classes_counts_and_options(write, tmp_path):
     write("out", "--images-per-shard", 10, "--short-side", 100)
     folder = tmp_path / "out" / "train"
+    assert len(list(folder.iterdir())) == 3 + 2  # the shards and the index
     said = json.loads((folder / MANIFEST).read_text())
     assert (said["num_images"], said["classes"]) == (23, ["class_0", "class_1"])
     assert [shard["images"] for shard in said["shards"]] == [10, 10, 3]
@@ -196,6 +197,34 @@ def test_files_of_other_origin_are_named_and_left_alone(write, tmp_path, name: s
     assert [(path, path.read_bytes()) for path in file.parent.iterdir()] == [(file, b"precious")]
     file.unlink()
     write("out")  # An empty folder is no obstacle.
+
+
+def test_a_missing_split_is_reported_before_the_work(photographs, prepare, tmp_path):
+    assert "no split 'val'" in prepare("shards", photographs, "--output", tmp_path / "out", code=3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_explained(write, prepare, tmp_path, monkeypatch):
+    """Before the work for a path that cannot become the folder, and without a traceback for a full disk."""
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "train").symlink_to(tmp_path)
+    assert "link/train is a file or a link; give another --output" in write("link", code=3)
+    (tmp_path / "file").touch()
+    assert "file/train cannot be written: Not a directory; choose another folder" in write("file", code=1)
+    monkeypatch.setattr(shards.os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
+    assert "full/train cannot be written: No space left on device; choose another folder" in write("full", code=1)
+    make_shards(tmp_path)
+    (tmp_path / "train" / ".index.npy").mkdir()
+    words = ["--index", tmp_path / "train", "--classes", tmp_path / "classes.txt"]
+    assert "train cannot be written: Is a directory; choose another folder" in prepare("shards", *words, code=1)
+
+
+def test_two_commands_do_not_write_one_folder(write, tmp_path):
+    unfinished = tmp_path / "out" / ".train.unfinished"
+    unfinished.mkdir(parents=True)
+    with shards._lock(unfinished):
+        assert f"another `seresnext prepare shards` writes to {unfinished}; wait" in write("out", code=2)
+    write("out")
 
 
 def test_a_finished_folder_may_have_other_files_and_another_name(photographs, write, tmp_path):
