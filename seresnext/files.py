@@ -52,7 +52,7 @@ def check_output_file(path: Path, option: str) -> None:
     """Raise UsageError if a file cannot be written, so that long work does not end without a result."""
     place = path.absolute()
     nearest = next(each for each in (place, *place.parents) if os.path.exists(each))  # noqa: PTH110 (raises nothing)
-    written = place.parent if place.is_file() else nearest  # A file is replaced, a device is not.
+    written = place.parent if place.is_file() and not _is_device(place) else nearest  # A file is replaced.
     if nearest.is_dir() == (nearest == place) or not os.access(written, os.W_OK):
         raise UsageError(f"{path} cannot be written; choose another file with {option}")
 
@@ -89,20 +89,25 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}:{number} is not UTF-8 (byte 0x{content[error.start]:02x}); save as UTF-8") from None
 
 
+def _is_device(path: Path) -> bool:
+    """Return whether a path is a device, a pipe, or a name of an open file, such as /dev/stdout or /dev/fd/3."""
+    return path.exists() and (not path.is_file() or (path.is_symlink() and path.is_relative_to("/dev")))
+
+
 class NewFile(io.FileIO):
     """The file that an option of a command names. The file appears at the end of the block, unless there is an error.
 
-    A device such as /dev/stdout is written and not replaced. Raise UsageError for a path where no file can be, and
-    Failure for a write that fails.
+    A device, a pipe, and /dev/stdout also if redirected to a file, is appended to and not replaced. Raise UsageError
+    for a path where no file can be, and Failure for a write that fails.
     """
 
     def __init__(self, path: Path) -> None:
-        is_device = path.exists() and not path.is_file()
+        is_device = _is_device(path)
         self._path, self._temporary = path, path if is_device else path.with_name(f".{path.name}.part")
         self._failure = f"{shown_path(path)} cannot be written: {{}}; choose another file"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            super().__init__(self._temporary, "w")
+            super().__init__(self._temporary, "a" if is_device else "w")
         except OSError as error:
             raise UsageError(self._failure.format(error.strerror)) from None
 
