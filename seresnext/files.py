@@ -52,7 +52,8 @@ def check_output_file(path: Path, option: str) -> None:
     place = path.absolute()
     nearest = next(each for each in (place, *place.parents) if os.path.exists(each))  # noqa: PTH110 (raises nothing)
     # A file is replaced, also behind a link. A device is not.
-    written = Path(os.path.realpath(place)).parent if place.is_file() else nearest
+    is_replaced = place.is_file() and not _is_device(place)
+    written = Path(os.path.realpath(place)).parent if is_replaced else nearest
     if nearest.is_dir() == (nearest == place) or not os.access(written, os.W_OK):
         raise UsageError(f"{path} cannot be written; choose another file with {option}")
 
@@ -89,30 +90,36 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}:{number} is not UTF-8 (byte 0x{content[error.start]:02x}); save as UTF-8") from None
 
 
+def _is_device(path: Path) -> bool:
+    """Return whether a path is a device, a pipe, or a name of an open file, such as /dev/stdout or /dev/fd/3."""
+    return path.exists() and (not path.is_file() or (path.is_symlink() and path.is_relative_to("/dev")))
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield the file that an option of a command names. The file appears at the end of the block, not after an error.
 
-    A link stays, and the file behind it is replaced. A device such as /dev/stdout is written and not replaced. Raise
-    UsageError for a path where no file can be, and Failure for a write that fails.
+    A link stays, and the file behind it is replaced. A device, a pipe, and /dev/stdout also if redirected to a file, is
+    appended to and not replaced. Raise UsageError for a path where no file can be, and Failure for a write that fails.
     """
     problem = f"{shown_path(path)} cannot be written: {{}}; choose another file"
-    target = Path(os.path.realpath(path)) if path.is_file() else path
-    temporary = target if target.exists() and not target.is_file() else target.with_name(f".{target.name}.part")
+    is_device = _is_device(path)
+    target = path if is_device else Path(os.path.realpath(path))
+    temporary = target if is_device else target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("wb")
+        file = temporary.open("ab" if is_device else "wb")
     except OSError as error:
         raise UsageError(problem.format(error.strerror)) from None
     try:
         with file:
             yield file
-        if temporary != target:
+        if not is_device:
             temporary.replace(target)
     except OSError as error:
         raise Failure(problem.format(error.strerror)) from None
     finally:
-        if temporary != target:
+        if not is_device:
             temporary.unlink(missing_ok=True)
 
 

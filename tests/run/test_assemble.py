@@ -12,6 +12,7 @@ import pytest
 import torch
 from run_folders import differences, last_tensors
 from safetensors.torch import load_file, save_file
+from small_digits import small
 from torch._dynamo.testing import CompileCounter
 
 from seresnext.data.pipeline import stand_in_batch
@@ -19,8 +20,7 @@ from seresnext.distributed import World
 from seresnext.errors import CheckpointError
 from seresnext.evaluation import Evaluation
 from seresnext.metrics.console import Console
-from seresnext.models import create_model
-from seresnext.recipe.load import LoadedRecipe
+from seresnext.recipe.schema import Recipe
 from seresnext.run import validate as validation_module
 from seresnext.run.assemble import Run
 from seresnext.run.validate import ValidationSettings, validate
@@ -29,17 +29,15 @@ from seresnext.training.trainer import Trainer
 
 
 @pytest.fixture
-def make_run(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], LoadedRecipe]) -> Callable[..., Run]:
+def make_run(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Recipe]) -> Callable[..., Run]:
     """`make_run(settings, world=World())`: the run of a narrow network on synthetic images."""
-    return lambda settings, world=None: Run(
-        load_synthetic(settings).recipe, None, world or World(), Console(enabled=False)
-    )
+    return lambda settings, world=None: Run(load_synthetic(settings), None, world or World(), Console(enabled=False))
 
 
 def test_settings_that_the_run_does_not_reach_are_notes(narrow, load_synthetic, tmp_path, capsys):
     """An epoch has two steps, so the run has six."""
     console = Console(enabled=True, log=tmp_path / "log.txt")
-    recipe = load_synthetic(["length=3ep", "schedule={name: cosine, warmup: 6st}"]).recipe
+    recipe = load_synthetic(["length=3ep", "schedule={name: cosine, warmup: 6st}"])
     assert Run(recipe, None, World(), console).plan.total == 6
     for text in (capsys.readouterr().out, (tmp_path / "log.txt").read_text()):
         assert "note: schedule.warmup, 6st, " in text
@@ -65,9 +63,9 @@ def test_notices_of_readers_are_printed_once_at_each_start_and_logged(
     for folder in (photos / "train").iterdir():
         os.utime(folder, (0, 0))
     data = f"data={{format: folder, root: {photos}, image_size: 32, workers: 0, val_split: {val}}}"
-    loaded = load_synthetic([data])
+    recipe = load_synthetic([data])
     for start in (1, 2):
-        Run(loaded.recipe, None, World(), Console(enabled=True, log=tmp_path / "log.txt"))
+        Run(recipe, None, World(), Console(enabled=True, log=tmp_path / "log.txt"))
         out = capsys.readouterr().out
         log = (tmp_path / "log.txt").read_text()
         for split, counts in zip(("train", "val"), PASSED_OVER, strict=True):
@@ -81,9 +79,8 @@ def test_notices_of_readers_are_printed_once_at_each_start_and_logged(
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_validation_prints_the_notices_too(photos, tmp_path, capsys, monkeypatch):
-    model = create_model("legacy_seresnext26_32x4d", num_classes=3)
-    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+def test_a_validation_prints_the_notices_too(narrow, photos, tmp_path, capsys, monkeypatch):
+    save_file(small("", num_classes=3).state_dict(), tmp_path / "weights.safetensors")
     found = Evaluation({"top1": 50.0, "top5": 100.0, "loss": 1.0}, 12, 1.0, np.full((3, 3), 4))
     monkeypatch.setattr(validation_module, "evaluate", lambda *_, **__: found)
     for _ in range(2):
@@ -161,7 +158,6 @@ def weights(make_run, tmp_path):
     return path
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.full
 def test_a_resume_does_not_need_the_first_weights(train_synthetic, weights, tmp_path):
     settings = [
@@ -192,11 +188,9 @@ def uncollected():
     gc.enable()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.full
 def test_garbage_is_collected_from_the_first_step_or_image_on(train_synthetic, uncollected, monkeypatch, tmp_path):
     """A long run would otherwise keep every object in a reference cycle."""
-    monkeypatch.setattr("seresnext.models.registry.create_model", create_model)  # for validate.py
     seen = []
     fit, evaluate = Trainer.fit, validation_module.evaluate
     monkeypatch.setattr(Trainer, "fit", lambda self: seen.append(gc.isenabled()) or fit(self))

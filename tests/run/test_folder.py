@@ -312,6 +312,11 @@ def no_locks(file, operation):
 
 
 def test_a_file_system_without_locks_is_a_notice(path, monkeypatch):
+    """Another training may then use a folder with the status `running`."""
     monkeypatch.setattr("fcntl.flock", no_locks)
     notice = RunFolder(path, World()).open()
     assert "No locks available" in notice
+    for state, expected in (("running", "running"), ("preempted", "failed")):
+        write_status(path, World(), state, 7, None)
+        record_refusal(path, "the recipe has a problem")
+        assert read_status(path)["state"] == expected

@@ -11,7 +11,6 @@ from seresnext.checkpoint import store
 from seresnext.process.stop_request import StopRequest
 from seresnext.run.folder import RunFolder
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 SETTINGS = ["length=6st", "evaluation.every=6st", "logging.every=1st"]
 
 

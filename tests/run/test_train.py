@@ -15,7 +15,6 @@ from seresnext.metrics import status as status_module
 from seresnext.metrics.status import read_status, update_status, write_status
 from seresnext.process.stop_request import StopRequest
 from seresnext.run.folder import RunFolder
-from seresnext.run.train import train
 from seresnext.training import trainer as trainer_module
 from seresnext.training.step import TrainingStep
 
@@ -102,29 +101,28 @@ def test_the_status_has_the_last_log_the_last_save_the_total_and_the_best(preemp
     assert status["started"] <= status["updated"]
 
 
-def test_a_fresh_start_clears_the_progress_of_another_run(preempted, load_synthetic, narrow, monkeypatch):
+def test_a_fresh_start_clears_the_progress_of_another_run(preempted, train_synthetic, monkeypatch):
     """The folder has the status of another run, and the start has --resume never."""
-    recipe = load_synthetic(SETTINGS).recipe
     write_status(preempted, World(), "running", 1, None)
     update_status(preempted, saved_step=50, total_steps=90, best={"step": 50, "top1": 1.0})
     monkeypatch.setattr(TrainingStep, "__call__", without_memory)
     with pytest.raises(OutOfMemory):
-        train(recipe, World(), StopRequest(), output=preempted, resume="never", allow_changed=())
+        train_synthetic(preempted, SETTINGS, resume="never")
     status = read_status(preempted)
     assert (status["state"], status["saved_step"], status["total_steps"], status["best"]) == ("failed", None, 2, None)
     assert (preempted / "earlier-1" / "checkpoints" / "step-00000001.safetensors").exists()
 
 
-def test_ranks_stay_until_the_end_is_written(preempted, load_synthetic, narrow):
+def test_ranks_stay_until_the_end_is_written(preempted, train_synthetic):
     """If rank 0 is killed before the final status is written, another rank must still be there to write `failed`."""
-    recipe, states = load_synthetic(SETTINGS).recipe, []
+    states = []
 
     class Watched(World):
         def broadcast(self, value):
             states.append(read_status(preempted)["state"])
             return value
 
-    train(recipe, Watched(), StopRequest(), output=preempted, resume="auto", allow_changed=())
+    train_synthetic(preempted, SETTINGS, world=Watched())
     assert states[-2:] == ["running", "finished"]
 
 
