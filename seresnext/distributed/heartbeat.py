@@ -53,11 +53,12 @@ class Heartbeat:
     rank `prints` that. The heartbeat of a process alone is never started.
     """
 
+    on_peer_lost: Callable[[str], None] = staticmethod(lambda message: None)
+    advice: Callable[[], str] = staticmethod(lambda: "Run the same command again")
+
     def __init__(self, store: dist.Store | None = None, rank: int = 0, size: int = 1, timeout: float = 600.0) -> None:
         self.timeout = timeout
         self.activity = "the start"
-        self.on_peer_lost: Callable[[str], None] = lambda message: None
-        self.advice: Callable[[], str] = lambda: "Run the same command again"
         self.is_stopping: Callable[[], bool] = lambda: False
         self.watches_store, self.prints = False, True
         self._store = store or dist.HashStore()

@@ -194,9 +194,8 @@ class RunFolder:
 
         begun = None
         self.write_status("running", step())
-        if world.size > 1:
-            world.heartbeat.on_peer_lost = lambda reason: fail(f"rank {world.rank}: {reason}")
-            world.heartbeat.advice = lambda: resume_point(self.path)
+        world.heartbeat.on_peer_lost = lambda reason: fail(f"rank {world.rank}: {reason}")
+        world.heartbeat.advice = lambda: resume_point(self.path)
         try:
             world.broadcast(None)  # No rank writes a failure before rank 0 has written `running`.
             begun = read_status(self.path).get("started")
@@ -214,6 +213,8 @@ class RunFolder:
                 if not (is_refusal and self.discard()):
                     fail(reason if is_shared else f"rank {world.rank}: {reason}")
             raise
+        finally:
+            del world.heartbeat.on_peer_lost, world.heartbeat.advice  # They keep this folder, and thus its lock.
 
 
 def _lock(folder: Path) -> tuple[IO[bytes], str | None]:

@@ -73,8 +73,7 @@ class Saver:
         assert self._write_result is None
         take_snapshot(self.tensors(), self._buffers)
         metadata = self.metadata(step, progress).to_metadata()
-        # One thread for each write: no thread exists between writes, when the loader forks. The process waits for the
-        # thread at exit.
+        # One thread for each write: no thread exists between writes, when the loader forks.
         thread = ThreadPoolExecutor(1, "checkpoint")
         self._write_result = thread.submit(self._write, step, metadata, progress["best"])
         thread.shutdown(wait=False)
