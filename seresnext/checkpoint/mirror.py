@@ -222,7 +222,7 @@ class Mirror:
 
     def _upload_all(self) -> None:
         """Upload the newest checkpoint that waits, until the end or until a newer start owns the address."""
-        attempt, is_failing = 0, False
+        attempt, reported = 0, None  # the kind of the problem that was reported last
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._is_closing)
@@ -236,9 +236,9 @@ class Mirror:
             is_uploaded, problem = result["uploaded"], result.get("problem")
             if not is_uploaded and not Path(request["path"]).exists():
                 continue  # The run has removed the file, because a newer one waits.
-            is_failing = is_failing and "is_fenced" not in result  # A newer owner is reported in any case.
-            if problem and not is_failing and (is_uploaded or result["is_final"] or attempt == REPORT_ATTEMPT):
-                is_failing = True
+            kind = is_uploaded, "is_fenced" in result
+            if problem and kind != reported and (is_uploaded or result["is_final"] or attempt >= REPORT_ATTEMPT):
+                reported = kind
                 step = f"the checkpoint of step {request['step']}"
                 lacks = "the best checkpoint, or keeps old ones" if is_uploaded else step
                 self.report(f"warning: {self.address} lacks {lacks}: {problem}; training continues")
@@ -250,11 +250,11 @@ class Mirror:
                     self._changed.wait_for(lambda: self._waiting or self._gives_up, _pause(attempt))
                     self._waiting = self._waiting or request
                 continue
-            if is_failing and not problem:
-                self.report(f"uploads to {self.address} succeed again")
-            attempt, is_failing = 0, bool(problem)
-            self._best = self._best if problem else request["best"]
-            self._uploaded = request["step"]
+            if not problem:
+                if reported:
+                    self.report(f"uploads to {self.address} succeed again")
+                reported, self._best = None, request["best"]
+            attempt, self._uploaded = 0, request["step"]
             self.on_upload(self._uploaded)
 
     def _upload(self, request: dict[str, Any]) -> dict[str, Any]:
