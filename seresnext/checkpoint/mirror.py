@@ -142,20 +142,18 @@ class Mirror:
 
     def _fetch_metrics(self, upload: Upload) -> None:
         """Download `metrics.jsonl` and the states of trackers, so that curves and the run of a service continue."""
-        temporary = self._folder / ".metrics.jsonl.mirror"
+        lines: list[bytes] = []
         try:
             manifest = self._files.manifest(self._run, upload)
             if "metrics" in manifest:
-                with temporary.open("wb") as file:
-                    self._files.download(self._run, manifest["metrics"], file.write)
-                temporary.replace(self._folder / "metrics.jsonl")
+                self._files.download(self._run, manifest["metrics"], lines.append)
+                write_atomically(self._folder / "metrics.jsonl", b"".join(lines).decode())
             for name, state in manifest.get("trackers", {}).items():
                 path = self._folder / "trackers" / f"{Path(name).name}.json"
                 path.parent.mkdir(exist_ok=True)
                 write_atomically(path, json.dumps(state))
         except Exception as error:  # The run has all numbers without the file.
             self.report(f"warning: metrics.jsonl cannot be fetched from {self.address} ({reason_of(error)})")
-            temporary.unlink(missing_ok=True)
 
     def _attempt(self, action: Callable[[], T]) -> T:
         """Return the result of an action, tried several times. Raises Failure with the answer of the server."""

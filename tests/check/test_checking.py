@@ -148,6 +148,9 @@ def test_the_first_failure_gives_the_code(run, images, monkeypatch):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
     code, found, _ = run()
     assert (code, verdicts(found)["disk: space"]) == (1, "failure")
+    memory = checking.judge("devices", "memory", "too much", "halve it", verdict="failure")
+    monkeypatch.setattr(checking, "check_devices", lambda *_: ([memory], None))
+    assert run()[0] == 2
 
 
 @pytest.mark.parametrize(

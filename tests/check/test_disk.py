@@ -76,10 +76,12 @@ def test_a_folder_that_does_not_exist_yet_and_one_that_cannot_be_written(small, 
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
+    (tmp_path / "file").touch()
+    (finding,) = check_disk(recipe, plan, speeds, tmp_path / "file" / "run")
+    assert (finding.verdict, "Not a directory" in finding.measured) == ("failure", True)
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     (finding,) = check_disk(recipe, plan, speeds, tmp_path)
-    assert finding.verdict == "failure"
-    assert "Read-only" in finding.measured
+    assert (finding.verdict, "Read-only" in finding.measured) == ("failure", True)
 
 
 @pytest.mark.parametrize(("interval", "verdict"), [(10.1, "ok"), (9.9, "warning")])
