@@ -23,14 +23,9 @@ def run(*settings, steps_per_epoch=10):
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        (),
-        ("checkpoint.keep=1",),
-        ("checkpoint.keep_every=5ep",),
-        ("length=2ep",),
-        ("evaluation.every=3ep", "checkpoint.every=9ep"),
-    ],
-)
+    [(), ["checkpoint.keep=1"], ["checkpoint.keep_every=5ep"], ["length=2ep"],
+     ["evaluation.every=3ep", "checkpoint.every=9ep"]],
+)  # fmt: skip
 def test_the_number_of_checkpoints_is_that_of_a_run(settings, tmp_path):
     """The oracle saves empty files as a run does, and counts the most files. `best` is the first file."""
     recipe, plan = run(*settings)
