@@ -142,20 +142,18 @@ class Mirror:
 
     def _fetch_metrics(self, upload: Upload) -> None:
         """Download `metrics.jsonl` and the states of trackers, so that curves and the run of a service continue."""
-        temporary = self._folder / ".metrics.jsonl.mirror"
+        lines: list[bytes] = []
         try:
             manifest = self._files.manifest(self._run, upload)
             if "metrics" in manifest:
-                with temporary.open("wb") as file:
-                    self._files.download(self._run, manifest["metrics"], file.write)
-                temporary.replace(self._folder / "metrics.jsonl")
+                self._files.download(self._run, manifest["metrics"], lines.append)
+                write_atomically(self._folder / "metrics.jsonl", b"".join(lines).decode())
             for name, state in manifest.get("trackers", {}).items():
                 path = self._folder / "trackers" / f"{Path(name).name}.json"
                 path.parent.mkdir(exist_ok=True)
                 write_atomically(path, json.dumps(state))
         except Exception as error:  # The run has all numbers without the file.
             self.report(f"warning: metrics.jsonl cannot be fetched from {self.address} ({reason_of(error)})")
-            temporary.unlink(missing_ok=True)
 
     def _attempt(self, action: Callable[[], T]) -> T:
         """Return the result of an action, tried several times. Raises Failure with the answer of the server."""
@@ -222,7 +220,7 @@ class Mirror:
 
     def _upload_all(self) -> None:
         """Upload the newest checkpoint that waits, until the end or until a newer start owns the address."""
-        attempt, is_failing = 0, False
+        attempt, reported = 0, None  # the kind of the problem that was reported last
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._is_closing)
@@ -236,9 +234,9 @@ class Mirror:
             is_uploaded, problem = result["uploaded"], result.get("problem")
             if not is_uploaded and not Path(request["path"]).exists():
                 continue  # The run has removed the file, because a newer one waits.
-            is_failing = is_failing and "is_fenced" not in result  # A newer owner is reported in any case.
-            if problem and not is_failing and (is_uploaded or result["is_final"] or attempt == REPORT_ATTEMPT):
-                is_failing = True
+            kind = is_uploaded, "is_fenced" in result
+            if problem and kind != reported and (is_uploaded or result["is_final"] or attempt >= REPORT_ATTEMPT):
+                reported = kind
                 step = f"the checkpoint of step {request['step']}"
                 lacks = "the best checkpoint, or keeps old ones" if is_uploaded else step
                 self.report(f"warning: {self.address} lacks {lacks}: {problem}; training continues")
@@ -250,11 +248,11 @@ class Mirror:
                     self._changed.wait_for(lambda: self._waiting or self._gives_up, _pause(attempt))
                     self._waiting = self._waiting or request
                 continue
-            if is_failing and not problem:
-                self.report(f"uploads to {self.address} succeed again")
-            attempt, is_failing = 0, bool(problem)
-            self._best = self._best if problem else request["best"]
-            self._uploaded = request["step"]
+            if not problem:
+                if reported:
+                    self.report(f"uploads to {self.address} succeed again")
+                reported, self._best = None, request["best"]
+            attempt, self._uploaded = 0, request["step"]
             self.on_upload(self._uploaded)
 
     def _upload(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -147,12 +147,6 @@ def mark_corrupt(damaged: Iterable[Path]) -> list[Path]:
 # Reading
 
 
-def best_candidates(folder: Path, step: int) -> list[Path]:
-    """Return the files of a folder that may be the best checkpoint of a run, if the best is of `step`."""
-    paths = [folder / f"step-{step:08d}.safetensors", folder / "best.safetensors"]
-    return [path for path in paths if path.is_file()]
-
-
 def steps(folder: Path) -> dict[int, Path]:
     """Return the checkpoints in the folder by step, in the order of the numbers (100000000 comes after 99999999)."""
     found = {int(match[1]): path for path in _entries(folder) if (match := _STEP_NAME.fullmatch(path.name))}

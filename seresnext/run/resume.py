@@ -184,7 +184,7 @@ def _best_files(checkpoint: LoadedCheckpoint, folder: Path, step: int) -> Iterat
     """Yield the files that may be the best checkpoint of a run, if the best is of `step`."""
     yield checkpoint.path
     for place in (folder, checkpoint.path.parent):
-        yield from store.best_candidates(place, step)
+        yield from filter(Path.is_file, (place / f"step-{step:08d}.safetensors", place / "best.safetensors"))
     if checkpoint.mirror and (fetched := checkpoint.mirror.fetch_step(folder, step)):
         yield fetched
 

@@ -148,6 +148,9 @@ def test_the_first_failure_gives_the_code(run, images, monkeypatch):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
     code, found, _ = run()
     assert (code, verdicts(found)["disk: space"]) == (1, "failure")
+    memory = checking.judge("devices", "memory", "too much", "halve it", verdict="failure")
+    monkeypatch.setattr(checking, "check_devices", lambda *_: ([memory], None))
+    assert run()[0] == 2
 
 
 @pytest.mark.parametrize(
@@ -156,8 +159,6 @@ def test_the_first_failure_gives_the_code(run, images, monkeypatch):
         (["--price", "-1"], 2, "--price"),
         (["--data", "nowhere"], 3, "no folder nowhere"),
         (["--json", f"{__file__}/x"], 2, "cannot be written"),
-        (["--lr", "3"], 2, "give a key of the recipe as --set KEY=VALUE"),
-        (["--set", "optimizer.lr=x"], 2, "optimizer.lr"),
     ],
 )
 def test_mistakes_of_the_command_line(capsys, words, code, text):

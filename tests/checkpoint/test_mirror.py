@@ -282,27 +282,34 @@ def test_an_outage_is_reported_once(make, tmp_path: Path, monkeypatch):
     ]  # fmt: skip
 
 
-def test_old_ones_that_cannot_be_removed_are_reported_once(make, tmp_path: Path, monkeypatch):
+def test_old_ones_that_cannot_be_removed_are_reported_once_and_hide_no_outage(make, tmp_path: Path, monkeypatch):
     uploads, made = Uploads(monkeypatch), make().start()
-    uploads.results = [{"uploaded": True, "problem": "denied", "is_final": True}] * 2
-    uploads.may_end.release(2)
-    for step in (1, 2):
+    denied = {"uploaded": True, "problem": "denied", "is_final": True}
+    uploads.results = [denied, denied, {"uploaded": False, "problem": "reset", "is_final": True}]
+    uploads.may_end.release(9)
+    for step in (1, 2, 3):
         made.put(save(tmp_path, step))
         until(lambda step=step: made.steps and made.steps[-1] == step)
-    assert [line for line in made.lines if "denied" in line] == made.lines[:1]
+    assert [line.split(": ")[-1] for line in made.lines] == [
+        "denied; training continues", "reset; training continues", f"uploads to {made.mirror.address} succeed again",
+    ]  # fmt: skip
 
 
 def test_a_checkpoint_that_is_removed_while_it_waits_is_dropped(make, tmp_path: Path, monkeypatch):
+    """The attempts count nevertheless: the next failure is the third."""
     uploads, made = Uploads(monkeypatch), make().start()
-    uploads.results = [{"uploaded": False, "problem": "there is no such file", "is_final": True}]
+    failure = {"uploaded": False, "problem": "reset", "is_final": False}
+    uploads.results = [failure] * 4
     path = save(tmp_path, 1)
     made.put(path)
-    until(lambda: uploads.requests)
+    uploads.may_end.release(2)
+    until(lambda: len(uploads.requests) == 3)
     path.unlink()
     made.put(save(tmp_path, 2))
     uploads.may_end.release(9)
     until(lambda: made.steps == [2])
-    assert made.lines == []
+    assert "lacks the checkpoint of step 2: reset" in made.lines[0]
+    assert uploads.steps == [1, 1, 1, 2, 2]
 
 
 def test_a_fenced_start_stops_uploading(make, tmp_path: Path, place: str):
