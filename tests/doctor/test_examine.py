@@ -245,3 +245,23 @@ def test_networks_are_left_out_where_there_is_nothing_to_learn(tmp_path: Path) -
     found = json.loads((tmp_path / "out" / "findings.json").read_text())
     assert (found["method"], found["pairs"]) == ([], [])
     assert np.isfinite(found["seconds"])
+
+
+def test_copies_leave_too_few_images_for_trainings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(12):
+        path = tmp_path / "photos" / ("train", "val")[number % 2] / "ab"[number % 3 % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(photograph(1), 95 - number))
+    assert doctor(tmp_path / "photos", "--output", tmp_path / "out") == 3
+    assert "too few images; use --quick" in capsys.readouterr().err
+
+
+def test_one_good_image_has_no_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, data in (("train/a/1.jpg", jpeg(photograph(1))), ("val/b/1.jpg", jpeg(photograph(1))[:-500])):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(data)
+    monkeypatch.setattr(examine, "check_known", lambda *_: None)
+    monkeypatch.setattr(Networks, "decoding", Decoding(10**6))
+    weights = SimpleNamespace(source="FILE", metadata=None)
+    result, _, _ = examine.examine(str(tmp_path), Networks(torch.device("cpu"), weights, folds=0))  # pyright: ignore[reportArgumentType]
+    assert (result["method"], result["findings"][0]["key"]) == ([], "unreadable")
