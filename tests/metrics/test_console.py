@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import sys
 import termios
 import threading
 import time
@@ -119,8 +120,9 @@ def test_bars_on_a_terminal(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(24, 80), (50, 200), (0, 0), (0, 80), (24, 0)])
-def test_bar_shows_loss_speed_and_time(rows, columns):
+def test_bar_shows_loss_speed_and_time(monkeypatch, rows, columns):
     terminal = Terminal(rows, columns)
+    monkeypatch.setattr(sys, "__stdout__", terminal.stream)
     console = Console(True, None, terminal.stream)
     with console.bar("train", 10000, done=4000) as bar:
         console.print_event(TRAIN, seconds_left=3723, bar=bar)

@@ -23,6 +23,7 @@ from seresnext.errors import DataError
 from seresnext.evaluation.evaluate import Evaluation
 from seresnext.evaluation.metrics import count_classes
 from seresnext.evaluation.summary import summarize
+from seresnext.metrics import tracker
 from seresnext.process.stop_request import StopRequest
 from seresnext.report import page as module
 from seresnext.report.page import NO_PICTURES, PAIRS, PICTURES, render
@@ -244,6 +245,19 @@ def test_the_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "validation, average (EMA)" in page
     assert "validation, model" not in page
     assert page.count("data:image/jpeg") == 2 * (12 + page.split('id="uncertain"')[0].count("Grad-CAM of class_"))
+
+
+def test_the_page_goes_to_the_known_trackers_only_if_asked(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "_PROGRAM", ("-c", "import sys; print(*sys.argv[1::3])"))
+    assert main(["report", str(run), "--attach"], StopRequest()) == 2
+    assert "no tracker knows the run" in capsys.readouterr().err
+    (run / "trackers").mkdir()
+    (run / "trackers" / "mlflow.json").write_text("{}")
+    for words, sent in (([], ""), (["--attach"], f"mlflow {run}/report\n")):
+        assert main(["report", str(run), *words], StopRequest()) == 0
+        assert capsys.readouterr().out.endswith(f"report: {run}/report/index.html\n{sent}")
 
 
 @pytest.mark.parametrize("case", ["no metrics", "broken metrics"])
