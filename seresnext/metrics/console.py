@@ -89,18 +89,8 @@ class Console:
 
         A bar inside the block of another bar is drawn below the outer bar. Nothing is drawn without a terminal.
         """
-        size = shutil.get_terminal_size()  # not 0 x 0, as terminals in some containers report: tqdm draws nothing then
-        return ProgressBar(
-            desc=label,
-            total=total,
-            initial=done,
-            file=self._stream,
-            disable=not self._draws_bars,
-            leave=False,
-            ncols=size.columns,
-            nrows=size.lines,
-            bar_format=_BAR_WITH_TIMES,
-        )
+        place = {"file": self._stream, "disable": not self._draws_bars, "bar_format": _BAR_WITH_TIMES}
+        return ProgressBar(desc=label, total=total, initial=done, **place)
 
     def _write_log(self, text: str) -> None:
         if self._log is None:
