@@ -1,9 +1,5 @@
 """A folder of photographs with known faults, and a reader of the folder."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 from faulty_photos import FAULTS, jpeg, photograph
 
@@ -12,7 +8,7 @@ from seresnext.doctor.images import Collection
 
 
 @pytest.fixture(scope="session")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def faulty(tmp_path_factory):
     """A folder with train and val, the classes a and b, 12 and 4 good photographs of each, and FAULTS."""
     root = tmp_path_factory.mktemp("faulty")
     files = {f"train/{name}/{n}.jpg": 100 + 100 * (name == "b") + n for name in "ab" for n in range(12)}
@@ -25,5 +21,5 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def images(faulty: Path) -> Collection:
+def images(faulty):
     return Collection({split: open_reader(faulty, split) for split in ("train", "val")})

@@ -1,13 +1,9 @@
 """The command `doctor`, from the folder to the page, the JSON file and the list that a training leaves out."""
 
-from __future__ import annotations
-
 import csv
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -24,7 +20,6 @@ from seresnext.data.formats import open_reader
 from seresnext.data.readers.photo_choice import photo_choice
 from seresnext.doctor import examine, network, page
 from seresnext.doctor.examine import open_splits
-from seresnext.doctor.images import Collection
 from seresnext.doctor.network import Networks
 from seresnext.errors import DataError
 from seresnext.models import registry
@@ -32,19 +27,17 @@ from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe
 
 
-def doctor(*words: object) -> int:
+def doctor(*words):
     return main(["doctor", *map(str, words)], StopRequest())
 
 
-def read_list(path: Path) -> dict[str, str]:
+def read_list(path):
     """Return path and reason of the images in an exclusion list."""
     with path.open(newline="") as file:
         return {row["path"]: row["reason"] for row in csv.DictReader(file)}
 
 
-def test_the_files_of_a_quick_examination(
-    faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_files_of_a_quick_examination(faulty, tmp_path, capsys, monkeypatch):
     before = sorted((path, path.stat().st_mtime_ns) for path in faulty.rglob("*"))
     monkeypatch.setattr(network, "train", None)
     assert doctor(faulty, "--quick", "--output", tmp_path / "out") == 0
@@ -73,18 +66,14 @@ def test_the_files_of_a_quick_examination(
     assert names == {str(path.relative_to(faulty)) for path in (faulty / "train").rglob("*.jpg")} - listed.keys()
 
 
-def test_an_image_that_is_lost_before_the_page_costs_no_findings(
-    faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_that_is_lost_before_the_page_costs_no_findings(faulty, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "decode", Mock(side_effect=DataError("train/a/0.jpg is gone; restore the file")))
     assert doctor(faulty, "--quick", "--output", tmp_path / "out") == 3
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"findings.json", "exclude.csv"}
 
 
 @pytest.mark.full
-def test_suspected_labels_of_short_trainings(
-    tiny_image_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_suspected_labels_of_short_trainings(tiny_image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "create_model", small_digits.small)
     monkeypatch.setattr(network, "_FEWEST_STEPS", 50)
     root = shutil.copytree(tiny_image_folder(3, 20), tmp_path / "photos")
@@ -102,7 +91,7 @@ def test_suspected_labels_of_short_trainings(
     assert found["method"][0].startswith("3 short trainings from random weights.")
 
 
-def test_photographs_without_splits_are_divided_as_by_finetune(tmp_path: Path) -> None:
+def test_photographs_without_splits_are_divided_as_by_finetune(tmp_path):
     for number in range(20):
         path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,15 +123,7 @@ def test_photographs_without_splits_are_divided_as_by_finetune(tmp_path: Path) -
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_mistakes(
-    faulty: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    code: int,
-    named: str,
-) -> None:
+def test_mistakes(faulty, tmp_path, monkeypatch, capsys, words, code, named):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(faulty)
     (tmp_path / "taken").write_text("")
@@ -153,9 +134,7 @@ def test_mistakes(
     assert not (faulty / "out").exists()
 
 
-def test_without_the_extra_nothing_begins(
-    faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_extra_nothing_begins(faulty, tmp_path, capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "imagehash" else find(name))
     assert doctor(faulty, "--output", tmp_path / "out") == 2
@@ -164,10 +143,8 @@ def test_without_the_extra_nothing_begins(
 
 
 @pytest.mark.parametrize("moment", ["look_at", "cross_validate"])
-def test_nothing_is_written_after_ctrl_c(
-    faulty: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt(*arguments: object) -> None:
+def test_nothing_is_written_after_ctrl_c(faulty, tmp_path, moment, monkeypatch, capsys):
+    def interrupt(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(examine, moment, interrupt)
@@ -176,7 +153,7 @@ def test_nothing_is_written_after_ctrl_c(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_test_folder_is_compared_and_empty_images_are_no_copies(tmp_path: Path) -> None:
+def test_the_test_folder_is_compared_and_empty_images_are_no_copies(tmp_path):
     root = tmp_path / "photos"
     files = {f"{split}/{name}/{n}.jpg": photograph(n) for n, split in enumerate(("train", "val")) for name in "ab"}
     files["train/b/0.jpg"] = photograph(9)
@@ -196,10 +173,10 @@ def test_the_test_folder_is_compared_and_empty_images_are_no_copies(tmp_path: Pa
     assert [(row["test"], row["listed"]) for row in found["classes"]] == [(1, counts[0]), (0, counts[1])]
 
 
-def test_all_copies_are_told_to_the_folds(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups: dict[str, int] = {}
+def test_all_copies_are_told_to_the_folds(faulty, monkeypatch):
+    groups = {}
 
-    def judge(reader: Collection, copies: np.ndarray, _: object) -> tuple[np.ndarray, np.ndarray]:
+    def judge(reader, copies, _):
         groups.update(zip(map(reader.name, range(len(reader))), copies.tolist(), strict=True))
         return np.full((len(reader), 2), 0.5, np.float32), np.ones(len(reader))
 
@@ -213,29 +190,27 @@ def test_all_copies_are_told_to_the_folds(faulty: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("knows", [True, False])
-def test_labels_are_not_listed_by_a_network_that_knows_them(
-    tiny_image_folder: Callable[..., Path], knows: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_are_not_listed_by_a_network_that_knows_them(tiny_image_folder, knows, monkeypatch):
     root = tiny_image_folder()
     fingerprint = open_reader(root, "train").fingerprint if knows else "0" * 64
     weights = SimpleNamespace(source="FILE", metadata=SimpleNamespace(dataset={"fingerprint": fingerprint}))
     monkeypatch.setattr(examine, "check_known", lambda *_: None)
     monkeypatch.setattr(Networks, "decoding", Decoding(10**6))
 
-    def answer(reader: Collection, *_: object) -> tuple[np.ndarray, np.ndarray]:
+    def answer(reader, *_):
         found = np.eye(3, dtype=np.float32)[reader.labels] * 0.85 + 0.05
         found[0] = found[-1]  # An image of class 0 looks like class 2.
         return found + 0.01 * (found == found[0]), np.ones(len(reader))
 
     monkeypatch.setattr(examine, "ask", answer)
-    result, exclusions, _ = examine.examine(str(root), Networks(torch.device("cpu"), weights, folds=0))  # pyright: ignore[reportArgumentType]
+    result, exclusions, _ = examine.examine(str(root), Networks(torch.device("cpu"), weights, folds=0))
     [row] = result["findings"][0]["rows"]
     assert (row["path"], row["suggestion"]) == ("train/class_0/0.jpg", "class_2")
     assert [each["path"] for each in exclusions] == [row["path"]] * (not knows)
     assert ("knows their labels" in result["method"][1]) == knows
 
 
-def test_networks_are_left_out_where_there_is_nothing_to_learn(tmp_path: Path) -> None:
+def test_networks_are_left_out_where_there_is_nothing_to_learn(tmp_path):
     """One class, and fewer images than folds."""
     for number in range(6):
         path = tmp_path / "photos" / ("train", "val")[number % 2] / "a" / f"{number}.jpg"
@@ -247,7 +222,7 @@ def test_networks_are_left_out_where_there_is_nothing_to_learn(tmp_path: Path) -
     assert np.isfinite(found["seconds"])
 
 
-def test_copies_leave_too_few_images_for_trainings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copies_leave_too_few_images_for_trainings(tmp_path, capsys):
     for number in range(12):
         path = tmp_path / "photos" / ("train", "val")[number % 2] / "ab"[number % 3 % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -256,12 +231,12 @@ def test_copies_leave_too_few_images_for_trainings(tmp_path: Path, capsys: pytes
     assert "too few images; use --quick" in capsys.readouterr().err
 
 
-def test_one_good_image_has_no_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_good_image_has_no_neighbours(tmp_path, monkeypatch):
     for name, data in (("train/a/1.jpg", jpeg(photograph(1))), ("val/b/1.jpg", jpeg(photograph(1))[:-500])):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(data)
     monkeypatch.setattr(examine, "check_known", lambda *_: None)
     monkeypatch.setattr(Networks, "decoding", Decoding(10**6))
     weights = SimpleNamespace(source="FILE", metadata=None)
-    result, _, _ = examine.examine(str(tmp_path), Networks(torch.device("cpu"), weights, folds=0))  # pyright: ignore[reportArgumentType]
+    result, _, _ = examine.examine(str(tmp_path), Networks(torch.device("cpu"), weights, folds=0))
     assert (result["method"], result["findings"][0]["key"]) == ([], "unreadable")

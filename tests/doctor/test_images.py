@@ -1,9 +1,6 @@
 """All splits as one reader, and the look at each image."""
 
-from __future__ import annotations
-
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +14,7 @@ from seresnext.doctor import images as images_module
 from seresnext.doctor.images import Collection, look_at
 
 
-def test_a_collection_has_all_splits(faulty: Path, images: Collection) -> None:
+def test_a_collection_has_all_splits(faulty, images):
     names = [images.name(index) for index in range(len(images))]
     files = {str(path.relative_to(faulty)) for path in faulty.rglob("*.*")}
     assert set(names) == files
@@ -32,7 +29,7 @@ def test_a_collection_has_all_splits(faulty: Path, images: Collection) -> None:
     assert (len(part), part.name(0), part.read(1)) == (2, names[30], images.read(3))
 
 
-def test_a_class_is_known_by_its_name(tmp_path: Path) -> None:
+def test_a_class_is_known_by_its_name(tmp_path):
     """A split without the class `a` numbers its classes from `b` on."""
     for name in ("train/a", "train/b", "val/b"):
         (tmp_path / name).mkdir(parents=True)
@@ -41,7 +38,7 @@ def test_a_class_is_known_by_its_name(tmp_path: Path) -> None:
     assert (found.classes, found.labels.tolist()) == (("a", "b"), [0, 1, 1])
 
 
-def test_a_look_measures_an_image() -> None:
+def test_a_look_measures_an_image():
     """The oracles: pixels of two levels, and a checkerboard, whose Laplacian is 8 times the half of the contrast."""
     halves = np.full((64, 64, 3), 50, np.uint8)
     halves[:, 32:] = 200
@@ -57,7 +54,7 @@ def test_a_look_measures_an_image() -> None:
     assert (looks["bits"].shape, looks["pixels"].shape, looks["pixels"].dtype) == ((3, 64), (3, 768), np.uint8)
 
 
-def test_bad_and_odd_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_and_odd_files(monkeypatch):
     monkeypatch.setattr(images_module, "_AT_ONCE", 2)
     image = photograph(1)
     files = [

@@ -28,12 +28,12 @@ LINES = [  # of `run_epoch`
 class Terminal:
     """A pseudo-terminal. The output of a test fits into the buffer of the system."""
 
-    def __init__(self, rows: int = 24, columns: int = 100) -> None:
+    def __init__(self, rows=24, columns=100):
         self._reader, writer = os.openpty()
         termios.tcsetwinsize(writer, (rows, columns))
         self.stream = os.fdopen(writer, "w", encoding="utf-8")
 
-    def close(self) -> str:
+    def close(self):
         self.stream.close()
         output = b""
         with suppress(OSError):  # The end of the output.
@@ -43,7 +43,7 @@ class Terminal:
         return output.decode()
 
 
-def screen(text: str) -> list[str]:
+def screen(text):
     """Return the final lines of a screen that knows carriage return, line feed and cursor up, as tqdm uses."""
     rows, row, column = [""], 0, 0
     for token in re.findall(r"\x1b\[A|\r|\n|[^\x1b\r\n]+", text):
@@ -60,7 +60,7 @@ def screen(text: str) -> list[str]:
     return [line.rstrip() for line in rows if line.strip()]
 
 
-def run_epoch(console: Console) -> None:
+def run_epoch(console):
     console.print("start")
     with console.bar("train", 4) as bar:
         for _ in range(4):

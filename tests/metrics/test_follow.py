@@ -1,7 +1,6 @@
 """Lines and files that a tracker's process sends from a run folder, to a service that keeps everything in memory."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -55,7 +54,7 @@ def train(step):
     return json.dumps({"event": "train", "step": step, "epoch": step / 10, "loss": float(step), "skipped": 0}) + "\n"
 
 
-def append(folder: Path, text):
+def append(folder, text):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(text)
 

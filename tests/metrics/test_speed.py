@@ -9,7 +9,7 @@ from seresnext.metrics.speed import SpeedMeter, device_usage
 class FakeClock:
     now = 1000.0
 
-    def __call__(self) -> float:
+    def __call__(self):
         return self.now
 
 
