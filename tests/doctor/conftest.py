@@ -13,8 +13,7 @@ def faulty(tmp_path_factory):
     root = tmp_path_factory.mktemp("faulty")
     files = {f"train/{name}/{n}.jpg": 100 + 100 * (name == "b") + n for name in "ab" for n in range(12)}
     files |= {f"val/{name}/{n}.jpg": 300 + 100 * (name == "b") + n for name in "ab" for n in range(4)}
-    contents = {name: jpeg(photograph(number)) for name, number in files.items()}
-    for name, content in {**contents, **{name: make() for name, make in FAULTS.items()}}.items():
+    for name, content in {**{name: jpeg(photograph(number)) for name, number in files.items()}, **FAULTS}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
     return root

@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from faulty_photos import FAULTS
 
-from seresnext.data.decode.pillow import Decoding
-from seresnext.doctor.duplicates import equal_pairs, near_pairs
+from seresnext.doctor.duplicates import equal_pairs
 from seresnext.doctor.findings import (
     Finding,
     classes_like_one,
@@ -13,55 +11,9 @@ from seresnext.doctor.findings import (
     far_out,
     find_by_network,
     find_copies,
-    find_in_files,
-    find_unreadable,
     suspected_labels,
 )
-from seresnext.doctor.images import Collection, look_at
-
-
-@pytest.fixture(scope="module")
-def looks(images):
-    """The looks, the errors, and the images that can be decoded."""
-    found, errors = look_at(images, Decoding(10**6))
-    return found, errors, images.take(np.array([index for index in range(len(images)) if index not in errors]))
-
-
-def found_names(findings):
-    """Return the names of the images of each finding, without `train/a/`."""
-    return {each.key: [row["path"].removeprefix("train/a/") for row in each.rows] for each in findings}
-
-
-def test_each_fault_of_a_file_is_found(images, looks):
-    found = found_names([find_unreadable(images, looks[1]), *find_in_files(looks[2], looks[0])])
-    assert {key: sorted(names) for key, names in found.items()} == {
-        "unreadable": ["broken.jpg", "text.jpg"],
-        "odd": ["long.jpg"],
-        "small": ["small.jpg"],
-        "empty": ["empty.jpg"],
-        "dark": ["dark.jpg"],
-        "bright": ["bright.jpg"],
-        "blurred": ["blurred.jpg"],
-    }
-
-
-def test_each_copy_is_found(looks):
-    seen, _, images = looks
-    equal, near = equal_pairs(seen["digest"], images.splits), near_pairs(seen["bits"], seen["pixels"])
-    near = np.array([pair for pair in near.tolist() if seen["digest"][pair[0]] != seen["digest"][pair[1]]])
-    findings = list(find_copies(images, equal, near))
-    found = found_names(findings)
-    assert sorted(found["contradiction"]) == ["2.jpg", "train/b/clash.jpg"]
-    assert found["leak"] == ["leak.jpg"]
-    assert len(found["copy"]) == 1
-    assert set(found["copy"]) <= {"0.jpg", "equal.jpg"}
-    assert len(found["near"]) == 1
-    assert set(found["near"]) <= {"1.jpg", "near.jpg"}
-    listed = exclusions(findings)
-    assert sorted(row["reason"] for row in listed) == ["contradiction", "contradiction", "copy", "leak"]
-    [leak] = findings[1].rows
-    assert (leak["other"], leak["listed"]) == ("val/a/0.jpg", True)
-    assert len(FAULTS) == 12
+from seresnext.doctor.images import Collection
 
 
 class FewImages(Collection):

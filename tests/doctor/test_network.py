@@ -63,7 +63,10 @@ def test_the_recipe_of_a_short_training(photos):
 
 @pytest.mark.full
 def test_each_image_is_judged_by_a_network_without_it(photos, monkeypatch):
-    """The networks learn the gradients of three classes. An image with a wrong label is judged by its content."""
+    """The networks learn the gradients of three classes. An image with a wrong label is judged by its content.
+
+    The same images get the same opinions.
+    """
     monkeypatch.setattr(network, "_FEWEST_STEPS", 20)
     true, trained = photos.labels.copy(), []
     photos.labels[2] = (true[2] + 1) % 3
@@ -71,21 +74,16 @@ def test_each_image_is_judged_by_a_network_without_it(photos, monkeypatch):
     monkeypatch.setattr(
         network, "train", lambda *args: (trained.append({*map(args[1].name, range(24))}), real(*args))[1]
     )
-    groups = np.arange(36)
-    probabilities, found = cross_validate(photos, groups, Networks(CPU, folds=3, image_size=32))
-    assert [len(names) for names in trained] == [24] * 3
+    (probabilities, found), again = (
+        cross_validate(photos, np.arange(36), Networks(CPU, folds=3, image_size=32)) for _ in range(2)
+    )
+    np.testing.assert_array_equal(again[0], probabilities)
+    np.testing.assert_array_equal(again[1], found)
+    assert [len(names) for names in trained] == [24] * 6
     assert trained[0] | trained[1] == trained[1] | trained[2] == {*map(photos.name, range(36))}
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
     assert (probabilities.argmax(1) == true).mean() > 0.8
     assert found.shape == (36,)
-
-
-@pytest.mark.full
-def test_the_same_images_get_the_same_opinions(photos):
-    networks = Networks(CPU, folds=2, image_size=32)
-    (probabilities, found), again = (cross_validate(photos, np.arange(36), networks) for _ in range(2))
-    np.testing.assert_array_equal(again[0], probabilities)
-    np.testing.assert_array_equal(again[1], found)
 
 
 def test_the_opinions_of_a_file(photos, tmp_path, monkeypatch):
