@@ -11,7 +11,9 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from seresnext import __version__
@@ -30,7 +32,7 @@ class Command:
     """A command: the arguments, the work, and the packages that the work needs.
 
     A command is of one process, or `is_ranked`: `run(options, stop)` then works without torch, and returns the job of
-    a rank, or None if the command is done. `record_refusal` writes a failure into the run folder.
+    a rank, or None if the command is done. `recorded_run` returns the run folder that gets the status of a failure.
     """
 
     add_arguments: Callable[[Parser], None]
@@ -38,15 +40,13 @@ class Command:
     interrupted: str = "interrupted"  # printed after Ctrl-C
     packages: Sequence[str] = PACKAGES
     is_ranked: bool = False
-    record_refusal: Callable[[Namespace, Failure], None] = lambda options, failure: None
+    recorded_run: Callable[[Namespace], Path | None] = lambda options: None
 
 
 # The first line of the docstring of `run` describes the command in the help.
 COMMANDS: dict[str, Command] = {
-    "train": Command(train.add_arguments, train.prepare, is_ranked=True, record_refusal=train.record_refusal),
-    "finetune": Command(
-        finetune.add_arguments, finetune.prepare, is_ranked=True, record_refusal=finetune.record_refusal
-    ),
+    "train": Command(train.add_arguments, train.prepare, is_ranked=True, recorded_run=train.recorded_run),
+    "finetune": Command(finetune.add_arguments, finetune.prepare, is_ranked=True, recorded_run=finetune.recorded_run),
     "check": Command(check.add_arguments, check.prepare, is_ranked=True),
     "validate": Command(validate.add_arguments, validate.prepare, is_ranked=True),
     "report": Command(report.add_arguments, report.prepare, is_ranked=True),
@@ -139,8 +139,12 @@ def _run_ranks(name: str, command: Command, arguments: Sequence[str], stop: Stop
             job(world)
     except Failure as failure:
         print_failure(failure, has_world, is_stopping=lambda: stop.has_come)
-        if not failure.is_recorded and is_first_rank():
-            command.record_refusal(options, failure)
+        folder = command.recorded_run(options)
+        if folder and folder.is_dir() and not failure.is_recorded and is_first_rank():
+            with suppress(ImportError):  # This Python may lack torch.
+                from seresnext.run.folder import record_refusal
+
+                record_refusal(folder, str(failure))
         return failure.exit_code
     except KeyboardInterrupt:
         if is_first_rank():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from pathlib import Path
 
 import pytest
 
 from seresnext.errors import UsageError
-from seresnext.paths import checkpoint_argument, expand_home, is_remote, path_argument
+from seresnext.paths import checkpoint_argument, expand_home, is_remote, path_argument, text_argument
 
 
 @pytest.mark.parametrize("given", ["http://h/a", "https://h//a?x=//", "s3://b/a", "hf://a", "simplecache::s3://b/a"])
@@ -20,12 +21,16 @@ def test_an_address_is_not_a_path(given):
     assert "Download" in refusal(given)
 
 
-def test_the_home_folder(monkeypatch):
+def test_the_home_folder_and_texts_that_are_no_path(monkeypatch):
     monkeypatch.setenv("HOME", "/house")
     assert path_argument("~/runs/a b") == expand_home(Path("~/runs/a b")) == Path("/house/runs/a b")
     for path in ("a/~", "./~", "~nobody-of-this-name/a", "a:/b", "https:", "C:\\a"):
         assert not is_remote(path)
         assert path_argument(path) == Path(path)
+    assert text_argument("~/images") == "/house/images"
+    for empty, argument in itertools.product(("", " "), (path_argument, text_argument)):
+        with pytest.raises(argparse.ArgumentTypeError, match="the value is empty"):
+            argument(empty)
     with pytest.raises(argparse.ArgumentTypeError, match=r"x\.\.\.: File name too long; give another path"):
         path_argument("x" * 300)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device, add_set
 from seresnext.commands.report import check_report, has_tracker, report_run
-from seresnext.commands.train import add_resume, check_start, record_in
+from seresnext.commands.train import add_resume, check_start
 from seresnext.errors import CheckpointError, Failure
 from seresnext.paths import path_argument, text_argument
 from seresnext.printable import shown_path
@@ -67,10 +67,9 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
     return partial(_finetune, options, stop)
 
 
-def record_refusal(options: Namespace, failure: Failure) -> None:
-    """Write a failure into the run folder, if the arguments name the folder."""
-    if getattr(options, "output", None):
-        record_in(options.output, failure)
+def recorded_run(options: Namespace) -> Path | None:
+    """Return the run folder, in which a failure is recorded, if the arguments name the folder."""
+    return getattr(options, "output", None)
 
 
 def _recipe(options: Namespace, found: Sequence[str] = (), fallback: Sequence[str] = ()) -> Recipe:

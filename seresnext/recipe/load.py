@@ -14,7 +14,7 @@ from seresnext.errors import RecipeError
 from seresnext.printable import shorten
 from seresnext.recipe.check import cross_field_problems
 from seresnext.recipe.explain import REMOVED, Problem, all_keys, explain, unknown_key
-from seresnext.recipe.files import display, find_recipe, read_file
+from seresnext.recipe.files import display, find_recipe, merge, read_file
 from seresnext.recipe.reader import Node, read_value, read_yaml, write_value
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 
@@ -80,16 +80,11 @@ def _override(root: Node, override: str) -> Node:
     if key not in all_keys():
         parent, _, name = key.rpartition(".")
         raise RecipeError([f"{shorten(key)}: {unknown_key(parent, name)}"])
-    return _replace(root, key.split("."), read_value(text))
-
-
-def _replace(root: Node, path: Sequence[str], value: Node) -> Node:
-    """Return the tree with `value` at `path`. The siblings stay."""
-    if not path:
-        return value
-    entries = dict(root.value) if isinstance(root.value, dict) else {}
-    entries[path[0]] = _replace(entries.get(path[0], Node({}, "--set")), path[1:], value)
-    return Node(entries, root.origin, "a section")
+    for value in (Node(None, "--set"), read_value(text)):  # A section replaces null, and is merged with a section.
+        for name in reversed(key.split(".")):
+            value = Node({name: value}, "--set", "a section")
+        root = merge(root, value)
+    return root
 
 
 def _validate(root: Node, where: str, problems: list[str], is_new: bool = False) -> Recipe:

