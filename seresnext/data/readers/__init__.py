@@ -16,8 +16,6 @@ from seresnext.printable import listed, printable
 if TYPE_CHECKING:
     from seresnext.data.readers.photo_choice import PhotoChoice
 
-_LISTED = 10
-
 
 class Reader(Protocol):
     """One split of a dataset: random access to encoded images by index.
@@ -92,4 +90,4 @@ def shown_classes(names: Iterable[str]) -> str:
     A terminal shows no difference between two Unicode forms of a letter, or between kinds of spaces.
     """
     shown = [name if name.isprintable() and name == normalize("NFC", name.strip()) else ascii(name) for name in names]
-    return ", ".join(map(printable, listed(sorted(shown), _LISTED))) or "-"
+    return ", ".join(map(printable, listed(sorted(shown)))) or "-"

@@ -134,7 +134,7 @@ def test_the_fingerprint_is_of_names_alone(tmp_path: Path):
         (["loose.jpg"], ".", "found no folders"),
         (["train/x_1.JPEG", "train/x_2.JPEG"], ".", "2 images are outside of class folders, such as x_1.*train/CLASS"),
         (["train/readme.txt"], ".", "no class folders; the layout is train/CLASS/IMAGE"),
-        ([f"train/c{number}/1.txt" for number in range(30)], ".", r"and 10 more$"),
+        ([f"train/c{number}/1.txt" for number in range(30)], ".", r"and 20 more$"),
         (["train/b.jpg/1.jpg/2.txt"], ".", r"b\.jpg holds the folder 1\.jpg; move the images of this folder"),
     ],
 )
