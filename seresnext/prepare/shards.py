@@ -50,7 +50,6 @@ from seresnext.progress import progress, warn
 from seresnext.randomness import permutation_at
 from seresnext.run.folder import lies_in
 
-_LISTED = 10  # names in a message
 _OPTIONS = "options.json"  # of an unfinished folder
 
 
@@ -203,7 +202,7 @@ def _finished_shards(job: Job) -> dict[str, str]:
     if job.folder.is_file() or job.folder.is_symlink():  # The folder of unfinished shards cannot get the name.
         raise DataError(f"{job.folder} is a file or a link; give another --output, or remove the file or the link")
     if others := sorted(path.name for path in job.folder.glob("*")):
-        names = ", ".join(listed(others, _LISTED))
+        names = ", ".join(listed(others))
         raise DataError(f"{job.folder} has other files: {names}; give another --output, or remove the files")
     return {}
 

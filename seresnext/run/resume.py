@@ -13,7 +13,7 @@ from torch import Tensor
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.checkpoint.mirror import Mirror
-from seresnext.data.readers import look_alikes
+from seresnext.data.readers import shown_classes
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.paths import checkpoint_argument
@@ -250,12 +250,12 @@ def _data_changes(
     problems, keys = [], []
     if "classes" not in allowed and old["classes"] != new["classes"]:
         was, now = set(old["classes"]), set(new["classes"])
-        gone, added = sorted(was - now), sorted(now - was)
-        parts = [f"{word}: {', '.join(names[:10])}" for word, names in (("gone", gone), ("new", added)) if names]
+        names = {"gone": was - now, "new": now - was}
+        parts = [f"{word}: {shown_classes(each)}" for word, each in names.items() if each]
         numbers = f"{len(old['classes'])} then, {len(new['classes'])} now"
         problems.append(
             f"the class folders are not the class folders of {source} ({numbers}; "
-            f"{'; '.join(parts) or 'the same names in another order'}){look_alikes(gone, added)}"
+            f"{'; '.join(parts) or 'the same names in another order'})"
         )
         keys.append("classes")
     if "dataset" not in allowed:

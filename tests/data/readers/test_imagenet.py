@@ -74,13 +74,6 @@ def test_an_archive_replaced_with_its_size_and_time_kept_is_seen(tmp_path: Path)
     assert [size for size, _ in seen] == [20480, 20480]
 
 
-def test_nothing_is_written_to_the_folder_of_the_archives(archives: Path):
-    before = {path.name: path.stat().st_mtime_ns for path in archives.iterdir()}
-    ImagenetReader(archives, "train").read(0)
-    assert {path.name: path.stat().st_mtime_ns for path in archives.iterdir()} == before
-    assert set(before) == {archive.name for archive in ARCHIVES}
-
-
 # ------------------------------------------------------------------------------------------------ builds of the index
 
 
