@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
@@ -63,18 +64,26 @@ def test_a_run_that_cannot_go_on_is_failed(preempted, train_synthetic, monkeypat
     assert f" error: {message.splitlines()[0]}" in (preempted / "log.txt").read_text()
 
 
-def test_an_error_after_the_end_leaves_the_status(preempted, train_synthetic, monkeypatch):
-    write = RunFolder.write_status
+def test_a_run_is_finished_when_its_last_checkpoint_is_on_the_disk(train_synthetic, monkeypatch, tmp_path):
+    """Every write ends before the next write begins. Step 2 is saved before the validation, and then as the best."""
+    commit, write_status, happened = store.commit, RunFolder.write_status, []
 
-    def write_and_fail(self, state, step, reason=None):
-        write(self, state, step, reason)
-        if state == "finished":
-            raise OSError("after the end")
+    def slow(folder, step, *content):
+        happened.append(("begin", step))
+        time.sleep(0.2)
+        path = commit(folder, step, *content)
+        happened.append(("end", step))
+        return path
 
-    monkeypatch.setattr(RunFolder, "write_status", write_and_fail)
-    with pytest.raises(OSError, match="after the end"):
-        train_synthetic(preempted, SETTINGS)
-    assert read_status(preempted)["state"] == "finished"
+    def noted(self, state, step, reason=None):
+        happened.append((state, step))
+        write_status(self, state, step, reason)
+
+    monkeypatch.setattr(store, "commit", slow)
+    monkeypatch.setattr(RunFolder, "write_status", noted)
+    train_synthetic(tmp_path / "run", ["length=2st", "evaluation.every=2st", "checkpoint.every=1st"])
+    writes = [(kind, step) for step in (1, 2, 2) for kind in ("begin", "end")]
+    assert happened == [("running", 0), *writes, ("finished", 2)]
 
 
 def test_the_status_has_the_last_log_the_last_save_the_total_and_the_best(preempted, train_synthetic, monkeypatch):
