@@ -214,7 +214,7 @@ class RunFolder:
                     fail(reason if is_shared else f"rank {world.rank}: {reason}")
             raise
         finally:
-            del world.heartbeat.on_peer_lost, world.heartbeat.advice  # They keep this folder, and thus its lock.
+            del world.heartbeat.on_peer_lost, world.heartbeat.advice  # They keep this folder and its lock.
 
 
 def _lock(folder: Path) -> tuple[IO[bytes], str | None]:

@@ -87,6 +87,7 @@ from seresnext.distributed import heartbeat
 from seresnext.distributed.heartbeat import Heartbeat
 from seresnext.process.signals import critical_section
 
+os.environ["RANK"] = "0"
 heartbeat._INTERVAL, heartbeat._STOPPING, heartbeat._FAILING = 0.1, 1.0, 1.0
 
 class Store:
