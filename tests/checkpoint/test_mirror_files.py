@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import fsspec
 import pytest
@@ -237,25 +238,18 @@ def test_failures_are_results(mirror, tmp_path: Path, monkeypatch: pytest.Monkey
     wanted = request_for(mirror, save(tmp_path, 1))
     for error, is_final in ((PermissionError("denied by s3://bucket"), True), (OSError("reset"), False)):
         with monkeypatch.context() as patch:
-            patch.setattr(MirrorFiles, "upload", raising(error))
+            patch.setattr(MirrorFiles, "upload", Mock(side_effect=error))
             reason = "denied by (address)" if is_final else "reset"
             assert mirror_files.perform(wanted) == {"uploaded": False, "problem": reason, "is_final": is_final}
     with monkeypatch.context() as patch:
-        patch.setattr(MirrorFiles, "prune", raising(PermissionError("no removal")))
+        patch.setattr(MirrorFiles, "prune", Mock(side_effect=PermissionError("no removal")))
         assert mirror_files.perform(wanted) == {"uploaded": True, "problem": "no removal", "is_final": True}
     with monkeypatch.context() as patch:
-        patch.setattr(MirrorFiles, "upload", raising(TypeError("a bug")))
+        patch.setattr(MirrorFiles, "upload", Mock(side_effect=TypeError("a bug")))
         with pytest.raises(TypeError):
             mirror_files.perform(wanted)
     gone = {**wanted, "address": str(tmp_path / "no" / "mirror")}
     assert "there is no folder" in mirror_files.perform(gone)["problem"]
-
-
-def raising(error: Exception) -> Any:
-    def fail(*arguments: Any, **options: Any) -> None:
-        raise error
-
-    return fail
 
 
 # ------------------------------------------------------------------------------------------------ addresses
