@@ -156,6 +156,7 @@ def test_the_first_failure_gives_the_code(run, images, monkeypatch):
         (["--price", "-1"], 2, "--price"),
         (["--data", "nowhere"], 3, "no folder nowhere"),
         (["--json", f"{__file__}/x"], 2, "cannot be written"),
+        (["--set", "checkpoint.mirror=s4://x"], 2, "give s3://..., gs://... or a folder"),
     ],
 )
 def test_mistakes_of_the_command_line(capsys, words, code, text):
