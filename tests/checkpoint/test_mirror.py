@@ -44,8 +44,8 @@ class Made(Mirror):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror_module, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(mirror_module, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr("seresnext.remote.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("seresnext.remote.LONGEST_PAUSE", 0.05)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_run_takes_its_id_along_to_another_address(make, tmp_path: Path):
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
-        (OSError("reset by s3://x"), Failure, "cannot be used: reset by .*, in 6 attempts.*checkpoint.mirror=null"),
+        (OSError("reset by s3://x"), Failure, "cannot be used, in 5 attempts: reset by .*checkpoint.mirror=null"),
         (PermissionError("denied"), UsageError, "cannot be used: denied; check the address and the credentials"),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_store_that_cannot_be_reached_at_the_start(make, monkeypatch, answer: 
     monkeypatch.setattr(MirrorFiles, "newest_owner", fail)
     with pytest.raises(error, match=message):
         make().start()
-    assert len(tried) == (6 if error is Failure else 1)
+    assert len(tried) == (5 if error is Failure else 1)
 
 
 # ------------------------------------------------------------------------------------------------ fetching
@@ -355,5 +355,5 @@ def test_a_transfer_that_takes_too_long_is_ended(
     assert "no end of the transfer within 1 s; training continues" in made.lines[0]
     monkeypatch.undo()
     made.add(save(tmp_path, 2))
-    until(lambda: made.steps == [2], 60)
+    until(lambda: 2 in made.steps, 60)  # An attempt with the first may succeed before.
     assert made.lines[1].endswith("succeed again")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
-import random
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,22 +16,15 @@ import numpy as np
 from seresnext.data.order import BatchKey
 from seresnext.data.readers.index_cache import kept_in
 from seresnext.data.shards.format import Shard
-from seresnext.errors import DataError, Failure
+from seresnext.errors import DataError
 from seresnext.process.fork import FORK
 from seresnext.process.signals import block_stop_signals, init_worker
-from seresnext.remote import BUGS, Refused, file_system, is_final, reason_of, refuse_secrets
+from seresnext.remote import file_system, refuse_secrets, retry
 
 T = TypeVar("T")
 
-# Attempts of a download. A server that is silent in all of them is reported before `runtime.loader_timeout`, by default
-# 600 seconds, ends the run without the reason.
-ATTEMPTS = 5
-# Longest pause before the second attempt, in seconds. Each later pause may be twice as long.
-FIRST_PAUSE = 1.0
-
 _CHUNK = 8 << 20
 _DOWNLOADS = 4
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class Remote:
@@ -107,25 +97,9 @@ class Remote:
                 if count > most:
                     return
 
-    def _retry(self, name: str, attempt: Callable[[], T]) -> T:
-        number = 0
-        while True:
-            number += 1
-            try:
-                return attempt()
-            except (Failure, *BUGS):
-                raise
-            except Exception as error:
-                if getattr(error, "errno", None) in _DISK_ERRORS:
-                    raise  # `kept_in` names the folder.
-                problem, reason = f"{self.address(name)} cannot be read", reason_of(error)
-                if is_final(error):
-                    fix = "" if isinstance(error, Refused) else "; check data.root and the credentials"
-                    raise DataError(f"{problem}: {reason}{fix}") from None
-                if number == ATTEMPTS:
-                    raise DataError(f"{problem}, in {number} attempts: {reason}; check the server") from None
-            # Random pauses, because a failure usually hits many processes at once.
-            time.sleep(FIRST_PAUSE * 2 ** (number - 1) * (0.5 + 0.5 * random.random()))
+    def _retry(self, name: str, action: Callable[[], T]) -> T:
+        final, other = (DataError, "check data.root and the credentials"), (DataError, "check the server")
+        return retry(action, f"{self.address(name)} cannot be read", final, other)
 
 
 @contextmanager
