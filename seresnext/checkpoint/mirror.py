@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -23,15 +22,13 @@ from seresnext.checkpoint.mirror_files import RUN_ID, Damaged, MirrorFiles, Owne
 from seresnext.errors import CheckpointError, Failure, UsageError
 from seresnext.files import read_small_json, write_atomically
 from seresnext.process.signals import block_stop_signals
-from seresnext.remote import BUGS, is_final, reason_of
+from seresnext.remote import pause, reason_of, retry
 
 T = TypeVar("T")
 
 NAME = "mirror.json"
 """The file of the run folder with the id of the run."""
 
-ATTEMPTS = 6  # of a request at the start; an upload is tried until it succeeds
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts; each pause is twice as long as the one before
 REPORT_ATTEMPT = 3  # A failed upload is reported at this attempt, or at once if another attempt would not help.
 UPLOAD_SECONDS, UPLOAD_SPEED = 120, 1 << 20  # An attempt may take so many seconds, and one for so many bytes.
 END_SECONDS = 300.0  # that the end of a run waits for the last upload
@@ -156,22 +153,9 @@ class Mirror:
             self.report(f"warning: metrics.jsonl cannot be fetched from {self.address} ({reason_of(error)})")
 
     def _attempt(self, action: Callable[[], T]) -> T:
-        """Return the result of an action, tried several times. Raises Failure with the answer of the server."""
-        number = 0
-        while True:
-            number += 1
-            try:
-                return action()
-            except (Damaged, Failure, *BUGS):
-                raise
-            except Exception as error:
-                problem = f"checkpoint.mirror {self.address} cannot be used: {reason_of(error)}"
-                if is_final(error):
-                    raise UsageError(f"{problem}; check the address and the credentials") from None
-                if number == ATTEMPTS:
-                    fix = "check the server, or train without the mirror: --set checkpoint.mirror=null"
-                    raise Failure(f"{problem}, in {number} attempts; {fix}") from None
-            time.sleep(_pause(number))
+        problem, final = f"checkpoint.mirror {self.address} cannot be used", "check the address and the credentials"
+        other = "check the server, or train without the mirror: --set checkpoint.mirror=null"
+        return retry(action, problem, (UsageError, final), (Failure, other))
 
     # ------------------------------------------------------------------------------------------------ uploads
 
@@ -245,7 +229,7 @@ class Mirror:
                 return
             if not is_uploaded:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._waiting or self._gives_up, _pause(attempt))
+                    self._changed.wait_for(lambda: self._waiting or self._gives_up, pause(attempt))
                     self._waiting = self._waiting or request
                 continue
             if not problem:
@@ -276,7 +260,3 @@ class Mirror:
             return failure | {"problem": str(error)}
         last = output.strip().rpartition("\n")[2]
         return json.loads(last) if process.returncode == 0 else failure | {"problem": last or "the transfer was killed"}
-
-
-def _pause(attempt: int) -> float:
-    return min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * (0.5 + 0.5 * random.random())

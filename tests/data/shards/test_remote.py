@@ -26,11 +26,12 @@ from shard_folders import (
 )
 from stand_in_s3 import stand_in_s3
 
+from seresnext import remote
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.order import Order, block_shuffle
-from seresnext.data.shards import remote
 from seresnext.data.shards.format import MANIFEST
 from seresnext.data.shards.reader import ShardReader
+from seresnext.data.shards.remote import in_order_of_need
 from seresnext.errors import DataError, Failure, UsageError
 from seresnext.process.fork import FORK
 
@@ -255,7 +256,7 @@ def test_shards_are_downloaded_in_the_order_of_need(server: Server, tmp_path: Pa
     wanted = [int(reader.shard_ids[order.micro_batch(step, 0).indices[0]]) for step in range(start, 20)]
     assert wanted[:4] != sorted(wanted[:4])
     keys = train_keys(order, range(1), start, 20)
-    assert list(remote.in_order_of_need(reader.shard_ids, keys)) == list(dict.fromkeys(wanted))
+    assert list(in_order_of_need(reader.shard_ids, keys)) == list(dict.fromkeys(wanted))
     assert next(keys).step < 19  # The rest of a long run is not looked at.
 
 
