@@ -12,7 +12,7 @@ import numpy as np
 
 from seresnext.errors import DataError
 from seresnext.evaluation.statistics import Floats, Ints
-from seresnext.files import NewFile
+from seresnext.files import NewFile, write_output
 from seresnext.printable import as_utf8
 from seresnext.process.packages import extra
 
@@ -46,16 +46,34 @@ def build_table(images: Sequence[str], labels: Ints, logits: Floats, classes: Se
 
 def write_table(table: Table, path: Path) -> None:
     """Write a CSV file if the name ends in `.csv`, otherwise a Parquet file. Raise UsageError or Failure."""
+    if path.suffix == ".csv":
+        write_output(path, csv_of(table))
+    else:
+        write_parquet(table, path)
+
+
+def csv_of(columns: Table) -> str:
+    """Return columns of texts and numbers as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
+    return text.getvalue()
+
+
+def write_parquet(columns: Mapping[str, Any], path: Path) -> None:
+    """Write texts, numbers (`probability_...` and `loss`) and arrays (float32 N C) as columns of a new Parquet file."""
+    with extra("report"):
+        import pyarrow
+        import pyarrow.parquet
+
+    def column(name: str, values: Any) -> Any:
+        if isinstance(values, np.ndarray):
+            return pyarrow.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
+        is_number = name.startswith(("probability", "loss"))
+        return pyarrow.array(values, pyarrow.float64() if is_number else pyarrow.string())
+
+    table = pyarrow.table({name: column(name, values) for name, values in columns.items()})
     with NewFile(path) as file:
-        if path.suffix == ".csv":
-            text = io.StringIO()
-            csv.writer(text).writerows([table, *zip(*table.values(), strict=True)])
-            file.write(text.getvalue().encode())
-        else:
-            with extra("report"):
-                import pyarrow
-                import pyarrow.parquet
-            pyarrow.parquet.write_table(pyarrow.table(dict(table)), file)
+        pyarrow.parquet.write_table(table, file)
 
 
 def read_table(path: Path) -> Table:
