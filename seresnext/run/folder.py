@@ -140,8 +140,7 @@ class RunFolder:
         `launchers` has the launcher of each rank. One launcher in common is enough: machines join and leave a launch,
         and each machine counts its own restarts.
         """
-        environment = read_small_json(self.path / "environment.json")
-        known = environment.get("launch") if isinstance(environment, dict) else None
+        known = read_small_json(self.path / "environment.json").get("launch")
         return isinstance(known, list) and any(name in known for name in launchers if name is not None)
 
     def check_writable(self, starts_over: bool = False) -> None:

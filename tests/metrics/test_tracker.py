@@ -18,7 +18,6 @@ from seresnext.errors import UsageError
 from seresnext.metrics import tracker as module
 from seresnext.metrics.sink import RunStart
 from seresnext.metrics.tracker import Tracker, attach
-from seresnext.process import packages
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe, to_values
 from seresnext.recipe.show import to_yaml
@@ -103,8 +102,8 @@ def test_a_process_that_cannot_be_started_is_one_warning(started, said, monkeypa
     ]
 
 
-def test_without_the_extra_a_run_is_refused_before_it_starts(monkeypatch, tmp_path, started, capsys):
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None if name == "mlflow" else name)
+def test_without_the_extra_a_run_is_refused_before_it_starts(without, tmp_path, started, capsys):
+    without("mlflow")
     words = ["train", "--recipe", "digits", "--data", str(tmp_path), "--output", str(tmp_path / "run")]
     assert cli.main([*words, "--set", "logging.sinks=[mlflow]"], StopRequest()) == 2
     assert 'pip install "seresnext[track]"' in capsys.readouterr().err
