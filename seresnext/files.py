@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,23 +52,23 @@ def check_output_file(path: Path, option: str) -> None:
     place = path.absolute()
     nearest = next(each for each in (place, *place.parents) if os.path.exists(each))  # noqa: PTH110 (raises nothing)
     # A file is replaced, also behind a link. A device is not.
-    written = Path(os.path.realpath(place)).parent if place.is_file() else nearest
+    is_replaced = place.is_file() and not _is_device(place)
+    written = Path(os.path.realpath(place)).parent if is_replaced else nearest
     if nearest.is_dir() == (nearest == place) or not os.access(written, os.W_OK):
         raise UsageError(f"{path} cannot be written; choose another file with {option}")
 
 
-def read_small_json(path: Path) -> Any:
-    """Return the content of a JSON file, or None for an unreadable file.
+def read_small_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or an empty dict for another file.
 
-    Unreadable are files over 1 MiB, devices, pipes (which may have no end) and deeply nested content.
+    Not read are files over 1 MiB, devices, pipes (which may have no end) and deeply nested content.
     """
-    try:
+    found = None
+    with suppress(OSError, ValueError, RecursionError):
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
-            return None
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
+        if stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_BYTES:
+            found = json.loads(path.read_text())
+    return found if isinstance(found, dict) else {}
 
 
 def read_lines(path: Path) -> list[str]:
@@ -89,30 +89,36 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}:{number} is not UTF-8 (byte 0x{content[error.start]:02x}); save as UTF-8") from None
 
 
+def _is_device(path: Path) -> bool:
+    """Return whether a path is a device, a pipe, or a name of an open file, such as /dev/stdout or /dev/fd/3."""
+    return path.exists() and (not path.is_file() or (path.is_symlink() and path.is_relative_to("/dev")))
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield the file that an option of a command names. The file appears at the end of the block, not after an error.
 
-    A link stays, and the file behind it is replaced. A device such as /dev/stdout is written and not replaced. Raise
-    UsageError for a path where no file can be, and Failure for a write that fails.
+    A link stays, and the file behind it is replaced. A device, a pipe, and /dev/stdout also if redirected to a file, is
+    appended to and not replaced. Raise UsageError for a path where no file can be, and Failure for a write that fails.
     """
     problem = f"{shown_path(path)} cannot be written: {{}}; choose another file"
-    target = Path(os.path.realpath(path)) if path.is_file() else path
-    temporary = target if target.exists() and not target.is_file() else target.with_name(f".{target.name}.part")
+    is_device = _is_device(path)
+    target = path if is_device else Path(os.path.realpath(path))
+    temporary = target if is_device else target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("wb")
+        file = temporary.open("ab" if is_device else "wb")
     except OSError as error:
         raise UsageError(problem.format(error.strerror)) from None
     try:
         with file:
             yield file
-        if temporary != target:
+        if not is_device:
             temporary.replace(target)
     except OSError as error:
         raise Failure(problem.format(error.strerror)) from None
     finally:
-        if temporary != target:
+        if not is_device:
             temporary.unlink(missing_ok=True)
 
 
@@ -128,18 +134,25 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
+def writing_to(output: Path) -> Iterator[None]:
+    """Raise Failure if the block cannot write the folder `output`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise Failure(f"{shown_path(output)} cannot be written: {reason}; choose another folder") from None
+
+
+@contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
     """Yield a folder that gets the name `output` at the end of the block, and is removed after an error.
 
     Raise Failure if the folder cannot be written.
     """
-    try:
+    with writing_to(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
             folder = Path(temporary) / output.name
             folder.mkdir()
             yield folder
             folder.rename(output)
-    except OSError as error:
-        reason = error.strerror or error
-        raise Failure(f"{shown_path(output)} cannot be written: {reason}; choose another folder") from None

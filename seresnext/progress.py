@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import RLock
+from typing import Any
 
 from tqdm import tqdm
 
 from seresnext.printable import for_terminal
 
 _QUIET_SECONDS = 2.0  # Work that takes less time is not reported.
+_LINE_SECONDS = 30.0  # the time between two lines, if there is no terminal
 
 
 class ProgressBar(tqdm):
@@ -24,6 +27,10 @@ class ProgressBar(tqdm):
 
     monitor_interval = 0
 
+    def __init__(self, **options: Any) -> None:
+        size = shutil.get_terminal_size()  # not 0 x 0, as terminals in some containers report: tqdm draws nothing then
+        super().__init__(**options, leave=False, ncols=size.columns, nrows=size.lines)
+
 
 ProgressBar.set_lock(RLock())
 
@@ -34,22 +41,32 @@ def warn(text: str) -> None:
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int], object]]:
-    """Report the progress of work of more than 2 seconds on standard error, in a file or a pipe every 30 seconds.
+def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """Report the progress of long work on standard error: a bar on a terminal, else a line every 30 seconds.
 
     Yields a function that takes the count of items done since its last call.
     """
-    size = shutil.get_terminal_size()
+    on_terminal = sys.stderr.isatty()
+    start = reported = time.monotonic()
+    done = 0
     with ProgressBar(
         desc=label,
         total=total,
         unit=unit,
         unit_scale=True,
-        # Terminals in some containers report 0 x 0, and with that size tqdm draws nothing.
-        ncols=size.columns,
-        nrows=size.lines,
-        mininterval=0.1 if sys.stderr.isatty() else 30,
         delay=_QUIET_SECONDS,
-        leave=False,
+        disable=not on_terminal,
     ) as bar:
-        yield bar.update
+
+        def advance(count: int) -> None:
+            nonlocal done, reported
+            done += count
+            bar.update(count)
+            now = time.monotonic()
+            if on_terminal or now - start <= _QUIET_SECONDS:
+                return
+            if reported == start or now - reported > _LINE_SECONDS:
+                reported = now
+                print(f"{label}: {100 * done / max(total, 1):.0f} %", file=sys.stderr, flush=True)
+
+        yield advance

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from seresnext import progress as module
 from seresnext.progress import progress, warn
 
 
@@ -17,6 +18,16 @@ def test_short_work_is_silent(capsys: pytest.CaptureFixture[str]):
         for _ in range(10):
             advance(1)
     assert capsys.readouterr() == ("", "")
+
+
+def test_long_work_prints_a_line_every_30_seconds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    with progress("index of train", 100) as advance:
+        for second in range(100):
+            clock[0] = float(second)
+            advance(1)
+    assert capsys.readouterr().err.splitlines() == [f"index of train: {n} %" for n in (4, 35, 66, 97)]
 
 
 def test_control_characters_of_a_warning_are_escaped(capsys: pytest.CaptureFixture[str]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seresnext.errors import UsageError
+from seresnext.errors import DataError, UsageError
 from seresnext.remote import Refused, file_system, is_final, reason_of, refuse_secrets
 
 
@@ -31,5 +31,5 @@ def test_which_failures_another_attempt_would_not_change():
 
 
 def test_an_unknown_kind_of_address():
-    with pytest.raises(Refused, match="gopher:// is an unknown kind"):
+    with pytest.raises(DataError, match="gopher:// is an unknown kind"):
         file_system("gopher")
