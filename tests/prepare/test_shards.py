@@ -213,9 +213,9 @@ def test_an_output_that_cannot_be_written_is_explained(write, prepare, tmp_path,
     monkeypatch.setattr(shards.os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
     assert "full/train cannot be written: No space left on device; choose another folder" in write("full", code=1)
     make_shards(tmp_path)
-    (tmp_path / "train" / ".index.npy").mkdir()
+    (tmp_path / "train" / ".index.npy.part").mkdir()
     words = ["--index", tmp_path / "train", "--classes", tmp_path / "classes.txt"]
-    assert "train cannot be written: Is a directory; choose another folder" in prepare("shards", *words, code=1)
+    assert "train/index.npy cannot be written: Is a directory; choose another" in prepare("shards", *words, code=2)
 
 
 def test_two_commands_do_not_write_one_folder(write, tmp_path):
