@@ -73,7 +73,7 @@ class Follower:
                 if not line.endswith(b"\n"):
                     break
                 is_picture, place, numbers = False, (0, 0.0), {}
-                with suppress(LookupError, TypeError, ValueError, RecursionError):  # not an event
+                with suppress(ArithmeticError, LookupError, TypeError, ValueError, RecursionError):  # not an event
                     event = json.loads(line)
                     is_picture, place = event["event"] == "picture", (int(event["step"]), float(event["epoch"]))
                     numbers = charts(event, self._recipe)

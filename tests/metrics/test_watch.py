@@ -1,7 +1,5 @@
 """The rules for anomalies on made-up numbers, and the slowest rank of made-up times."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

@@ -258,7 +258,13 @@ def test_a_checkpoint_of_timm(timm_checkpoint: Path, oracle: nn.Module, other: n
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"img_size": None}, {"input_size": [3, 96, 96]}, {"mean": [0.5], "crop_pct": None}, {"std": [1, 2, 3]}],
+    [
+        {},
+        {"img_size": None},
+        {"input_size": [3, 96, 96]},
+        {"mean": [0.5], "crop_pct": None},
+        {"std": [1, 2, 3], "interpolation": ""},
+    ],
 )
 @pytest.mark.parametrize("name", [NAME, "legacy_seresnext50_32x4d"])
 def test_the_arguments_of_timm_give_the_preprocessing(changes: dict[str, Any], name: str):
@@ -274,7 +280,16 @@ def test_the_arguments_of_timm_give_the_preprocessing(changes: dict[str, Any], n
 
 
 @pytest.mark.parametrize(
-    "changes", [{"mean": "x"}, {"img_size": -1}, {"crop_pct": [1]}, {"interpolation": {}, "std": 3}]
+    "changes",
+    [
+        {"mean": "x"},
+        {"img_size": -1},
+        {"crop_pct": [1]},
+        {"interpolation": {}, "std": 3},
+        {"mean": torch.ones(2)},
+        {"crop_pct": torch.ones(2)},
+        {"img_size": 2**2000, "val_resize_size": 1},
+    ],
 )
 def test_arguments_that_are_refused(oracle: nn.Module, changes: dict[str, Any]):
     loaded = LoadedWeights("file.pth", dict(oracle.state_dict()), arguments=ARGUMENTS | changes)

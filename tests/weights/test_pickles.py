@@ -93,7 +93,7 @@ PROGRAMS = {
     "reference in text": b"Pabc\n.",
     "dict of None": b"ccollections\nOrderedDict\nN\x85R.",
     "tensor of nothing": b"ctorch._utils\n_rebuild_tensor\n)R.",
-    "other way to call": b"ccollections\nOrderedDict\n)\x81.",
+    "object of a number": b"K\x01)\x81.",
     "import": b"c__builtin__\neval\n.",
     "dotted import": b"ctorch\nFloatStorage.evil\n.",
     "no instruction": b"\xff",
@@ -155,5 +155,5 @@ def test_many_keys_of_one_hash() -> None:
 
 
 def test_dimensions_without_end() -> None:
-    assert "17 dimensions" in refusal(tensor_pickle(1, 0, (1,) * 17, (1,) * 17))
+    assert "6 dimensions" in refusal(tensor_pickle(1, 0, (1,) * 6, (1,) * 6))
     assert load_pickle(io.BytesIO(tensor_pickle(0, 0, (5, 0), (1, 1))))[0]["w"].shape == (5, 0)

@@ -252,7 +252,7 @@ def test_things_that_are_no_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        (torch.nn.Linear(2, 2), "state_dict"),
+        (torch.nn.Linear(2, 2), "save the state dict alone"),
         ({}, "holds 0 tensors"),
         *((state, "") for state in ([FLAT], {"a": 3}, {"a": {"b": FLAT}}, {3: FLAT})),
     ],
