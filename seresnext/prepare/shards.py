@@ -42,7 +42,7 @@ from seresnext.data.shards.format import (
     list_shard,
 )
 from seresnext.errors import DataError, Failure, UsageError
-from seresnext.files import NewFile, read_lines, write_atomically, writing_to
+from seresnext.files import new_file, read_lines, write_atomically, writing_to
 from seresnext.printable import as_utf8, listed, printable
 from seresnext.process.fork import FORK
 from seresnext.process.signals import init_worker
@@ -223,7 +223,7 @@ def write_index(
     """Write `index.npy`, then `index.json`. The second file makes the folder usable."""
     content = index_bytes(listings)
     manifest = Manifest(classes, tuple(shards), hashlib.sha256(content).hexdigest(), options)
-    with NewFile(folder / INDEX) as file:  # A training may have mapped the old file.
+    with new_file(folder / INDEX) as file:  # A training may have mapped the old file.
         file.write(content)
     write_atomically(folder / MANIFEST, manifest.to_text())
     return manifest
