@@ -13,7 +13,7 @@ from torch import Tensor
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.checkpoint.mirror import Mirror
-from seresnext.data.readers import look_alikes
+from seresnext.data.readers import shown_classes
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.paths import checkpoint_argument
@@ -184,7 +184,7 @@ def _best_files(checkpoint: LoadedCheckpoint, folder: Path, step: int) -> Iterat
     """Yield the files that may be the best checkpoint of a run, if the best is of `step`."""
     yield checkpoint.path
     for place in (folder, checkpoint.path.parent):
-        yield from store.best_candidates(place, step)
+        yield from filter(Path.is_file, (place / f"step-{step:08d}.safetensors", place / "best.safetensors"))
     if checkpoint.mirror and (fetched := checkpoint.mirror.fetch_step(folder, step)):
         yield fetched
 
@@ -248,14 +248,14 @@ def _data_changes(old: Mapping[str, Any], new: Mapping[str, Any], source: Path) 
     """Yield the changes of classes and images, each with the word of `--allow-changed`."""
     if old["classes"] != new["classes"]:
         was, now = set(old["classes"]), set(new["classes"])
-        gone, added = sorted(was - now), sorted(now - was)
-        parts = [f"{word}: {', '.join(names[:10])}" for word, names in (("gone", gone), ("new", added)) if names]
+        names = {"gone": was - now, "new": now - was}
+        parts = [f"{word}: {shown_classes(each)}" for word, each in names.items() if each]
         numbers = f"{len(old['classes'])} then, {len(new['classes'])} now"
         yield (
             "classes",
             (
                 f"the class folders are not the class folders of {source} ({numbers}; "
-                f"{'; '.join(parts) or 'the same names in another order'}){look_alikes(gone, added)}"
+                f"{'; '.join(parts) or 'the same names in another order'})"
             ),
         )
     changed = [

@@ -2,12 +2,14 @@
 
 import errno
 import fcntl
+import gc
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -235,6 +237,22 @@ def test_a_failure_belongs_to_the_start_that_failed(path, meanwhile, state):
     with pytest.raises(ZeroDivisionError), folder.tracking_status(Console(enabled=False), lambda: 7):
         run()
     assert read_status(path)["state"] == state
+
+
+def test_the_heartbeat_of_a_world_does_not_keep_the_folder_after_its_run(path):
+    world = World()
+    folder = RunFolder(path, world)
+    folder.open()
+    with folder.tracking_status(Console(enabled=False), lambda: 7):
+        assert (
+            world.heartbeat.advice()
+            == "No checkpoint of this run is saved yet, so a resume starts where this run started"
+        )
+    assert world.heartbeat.advice() == "Run the same command again"
+    kept = weakref.ref(folder)
+    del folder
+    gc.collect()
+    assert kept() is None
 
 
 def test_what_the_system_refuses_says_what_to_do(path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -206,9 +205,8 @@ def test_wrong_options(checkpoint: Path, capsys: pytest.CaptureFixture[str], wor
     assert message in capsys.readouterr().err
 
 
-def test_a_missing_package_is_named_before_the_work(checkpoint: Path, capsys, monkeypatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
+def test_a_missing_package_is_named_before_the_work(checkpoint: Path, capsys, without) -> None:
+    without("pyarrow")
     assert run("--checkpoint", checkpoint, "--table", "t.parquet") == 2
     output = capsys.readouterr()
     assert 'pip install "seresnext[report]"' in output.err
