@@ -21,9 +21,9 @@ from seresnext.files import read_small_json, write_atomically
 from seresnext.metrics.console import Console
 from seresnext.metrics.jsonlines import check_metrics
 from seresnext.metrics.status import read_status, update_status, write_status
+from seresnext.paths import is_remote
 from seresnext.printable import printable
 from seresnext.recipe.schema import DataSection
-from seresnext.remote import is_remote
 
 # The files of a run and of this project's tools, which `accept` moves. All others are the user's.
 RUN_FILES = (
@@ -140,8 +140,7 @@ class RunFolder:
         `launchers` has the launcher of each rank. One launcher in common is enough: machines join and leave a launch,
         and each machine counts its own restarts.
         """
-        environment = read_small_json(self.path / "environment.json")
-        known = environment.get("launch") if isinstance(environment, dict) else None
+        known = read_small_json(self.path / "environment.json").get("launch")
         return isinstance(known, list) and any(name in known for name in launchers if name is not None)
 
     def check_writable(self, starts_over: bool = False) -> None:
