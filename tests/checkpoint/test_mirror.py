@@ -118,6 +118,7 @@ def test_a_run_takes_its_id_along_to_another_address(make, tmp_path: Path):
     ("answer", "error", "message"),
     [
         (OSError("reset by s3://x"), Failure, "cannot be used, in 5 attempts: reset by .*checkpoint.mirror=null"),
+        (OSError(28, "No space left on device"), Failure, "cannot be used, in 5 attempts: .*No space left on device"),
         (PermissionError("denied"), UsageError, "cannot be used: denied; check the address and the credentials"),
     ],
 )
