@@ -176,5 +176,8 @@ def test_two_ranks_share_the_work(run_world, images, tmp_path):
     assert result.stderr.count("the check found") == 1
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["exit_code"], found["world_size"], found["findings"][2]["values"]) == (3, 2, {"seen": 24, "bad": 1})
-    assert {"devices: clocks", "devices: all-reduce", "disk: writing"} <= verdicts(found).keys()
+    values = {each["name"]: each["values"] for each in found["findings"]}
+    assert abs(values["clocks"]["offsets"][1]) < values["clocks"]["within"] + 0.05  # Both ranks have one clock.
+    assert values["all-reduce"]["seconds"] > 0
+    assert "writing" in values
     assert found["seconds"] < 120
