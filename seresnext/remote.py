@@ -39,11 +39,6 @@ class Refused(Exception):
     """A failure that another attempt would not change."""
 
 
-def is_remote(root: str) -> bool:
-    """Return whether a root is an address and not a folder."""
-    return "://" in root
-
-
 def refuse_secrets(url: str, key: str) -> None:
     """Raise UsageError, without the secret, if the address of a key has a user, a password, a query or a fragment."""
     parts = urlsplit(url)

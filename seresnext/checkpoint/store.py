@@ -57,13 +57,18 @@ def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Map
     SaveError if the write fails, for example on a full disk.
     """
     assert metadata.get("step") == str(step), "the metadata belongs to another step"
-    header, order = file_format.header(tensors, metadata)
     path = folder / f"step-{step:08d}.safetensors"
+    write(path, tensors, metadata)
+    return path
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a file of tensors and metadata, as `commit` does."""
+    header, order = file_format.header(tensors, metadata)
     with _saving(path):
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with _replacing(path) as temporary:
             file_format.write_synced(temporary, header, order)
-    return path
 
 
 def receive(folder: Path, step: int, download: Callable[[Callable[[bytes], object]], None]) -> Path:

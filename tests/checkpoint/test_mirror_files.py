@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 import subprocess
@@ -271,9 +270,8 @@ def test_an_address_that_cannot_be_used(wrong: str, message: str):
 
 
 @pytest.mark.parametrize(("kind", "package"), [("s3://bucket/x", "s3fs"), ("gs://bucket/x", "gcsfs"), ("x", "fsspec")])
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, kind: str, package: str):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+def test_without_the_extra(without, kind: str, package: str):
+    without(package)
     with pytest.raises(UsageError, match=re.escape(f'has no {package}; run `pip install "seresnext[remote]"`')):
         MirrorFiles(kind)
 
