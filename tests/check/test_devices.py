@@ -116,10 +116,7 @@ def test_a_part_of_a_step_stands_for_the_whole(small, monkeypatch):
 
 
 def test_a_step_that_does_not_fit_and_a_loader_that_fails(small, monkeypatch):
-    def fail(*_):
-        raise DataError("images/7.jpg is empty; remove the file")
-
-    monkeypatch.setattr(devices, "measure_loader", fail)
+    monkeypatch.setattr(devices, "measure_loader", Mock(side_effect=DataError("7.jpg is empty; remove the file")))
     monkeypatch.setattr(devices.Steps, "use", lambda steps, micro: None)
     findings, speeds = check_devices(small(), SyntheticReader(100, 3), World())
     assert speeds is None

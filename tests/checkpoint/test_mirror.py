@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from conftest import until
@@ -113,16 +114,11 @@ def test_a_run_that_came_since_the_look_is_refused(make, place: str):
     ],
 )
 def test_a_store_that_cannot_be_reached_at_the_start(make, monkeypatch, answer: Exception, error, message: str):
-    tried = []
-
-    def fail(self: MirrorFiles) -> None:
-        tried.append(1)
-        raise answer
-
-    monkeypatch.setattr(MirrorFiles, "newest_owner", fail)
+    newest_owner = Mock(side_effect=answer)
+    monkeypatch.setattr(MirrorFiles, "newest_owner", newest_owner)
     with pytest.raises(error, match=message):
         make().start()
-    assert len(tried) == (5 if error is Failure else 1)
+    assert newest_owner.call_count == (5 if error is Failure else 1)
 
 
 # ------------------------------------------------------------------------------------------------ fetching
