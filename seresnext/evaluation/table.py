@@ -12,11 +12,12 @@ import numpy as np
 
 from seresnext.errors import DataError
 from seresnext.evaluation.statistics import Floats, Ints
-from seresnext.files import NewFile, write_output
+from seresnext.files import new_file, write_output
 from seresnext.printable import as_utf8
 from seresnext.process.packages import extra
 
 _TOP = 5  # predictions of an image
+_NUMBERS = ("probability", "loss")  # the beginnings of the names of columns with numbers
 
 Table = Mapping[str, Sequence[Any]]
 """Columns by name, with a row for each of N images in the order of the split.
@@ -68,11 +69,10 @@ def write_parquet(columns: Mapping[str, Any], path: Path) -> None:
     def column(name: str, values: Any) -> Any:
         if isinstance(values, np.ndarray):
             return pyarrow.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
-        is_number = name.startswith(("probability", "loss"))
-        return pyarrow.array(values, pyarrow.float64() if is_number else pyarrow.string())
+        return pyarrow.array(values, pyarrow.float64() if name.startswith(_NUMBERS) else pyarrow.string())
 
     table = pyarrow.table({name: column(name, values) for name, values in columns.items()})
-    with NewFile(path) as file:
+    with new_file(path) as file:
         pyarrow.parquet.write_table(table, file)
 
 
@@ -83,9 +83,7 @@ def read_table(path: Path) -> Table:
             with path.open(newline="", encoding="utf-8") as file:
                 header, *rows = csv.reader(file)
             table = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
-            table |= {
-                name: list(map(float, table[name])) for name in header if name.startswith(("probability", "loss"))
-            }
+            table |= {name: list(map(float, table[name])) for name in header if name.startswith(_NUMBERS)}
         else:
             with extra("report"):
                 import pyarrow.parquet

@@ -12,7 +12,7 @@ import numpy as np
 
 from seresnext.errors import UsageError
 from seresnext.evaluation.table import csv_of, write_parquet
-from seresnext.files import NewFile, check_output_file, write_output
+from seresnext.files import check_output_file, new_file, write_output
 from seresnext.printable import as_utf8, printable, shown_path
 from seresnext.process.packages import require_extra
 
@@ -70,7 +70,7 @@ def write_features(paths: Sequence[str], features: np.ndarray, path: Path) -> No
     if path.suffix == ".parquet":
         write_parquet({"path": list(map(as_utf8, paths)), "features": features}, path)
         return
-    with NewFile(path) as file:
+    with new_file(path) as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": features.shape}
         np.lib.format.write_array_header_1_0(file, header)  # pyright: ignore[reportArgumentType]
         if features.size:

@@ -22,19 +22,15 @@ with torch.inference_mode():
 def test_a_pushed_folder_loads_from_the_hub(checkpoint: Path, oracles, run_command, tmp_path: Path):
     """The stand-in gets every file of the folder. timm loads the model from the stand-in by `hf-hub:`."""
     folder, result = tmp_path / "hub", tmp_path / "logits.pt"
-    with serve_hub() as hub:
-        environment = {
-            "HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "cache"),
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
-        }  # fmt: skip
+    with serve_hub(tmp_path / "cache") as hub:
         words = ["--checkpoint", checkpoint, "--to", "hub", "--output", folder, "--push", "lab/ants"]
-        done = run_command([sys.executable, "-m", "seresnext", "export", *words], env=environment)
+        done = run_command([sys.executable, "-m", "seresnext", "export", *words], env=hub.environment)
         assert done.returncode == 0, done.output
         assert f"pushed to {hub.address}/lab/ants" in done.stdout
         assert hub.tokens == {"Bearer hf_test"}
         files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         assert hub.files["lab/ants"] == files
-        loaded = run_command([sys.executable, "-c", LOAD, result], env=environment)
+        loaded = run_command([sys.executable, "-c", LOAD, result], env=hub.environment)
         assert loaded.returncode == 0, loaded.output
     with torch.inference_mode():
         torch.testing.assert_close(torch.load(result), oracles["ema"](torch.ones(1, 3, 64, 64)))

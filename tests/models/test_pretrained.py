@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from damage import flip_bit
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -316,17 +315,6 @@ def test_weights_in_double_precision_are_not_rounded(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ open_weights
-
-
-@pytest.mark.parametrize("place", [-5, 300, 100])
-def test_a_flipped_bit_is_found(tmp_path: Path, place: int) -> None:
-    """In the numbers, the metadata and the digest."""
-    path = tmp_path / "best.safetensors"
-    write_checkpoint(path, {"model.w": torch.ones(9)}, {"model": {"name": NAME}})
-    open_weights(path)
-    flip_bit(path, place)
-    with pytest.raises(CheckpointError, match=r"best\.safetensors "):
-        open_weights(path)
 
 
 def test_weights_that_are_not_there(tmp_path: Path, state: State) -> None:

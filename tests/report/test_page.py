@@ -202,12 +202,7 @@ def test_parts_without_content_are_left_out():
 @pytest.fixture
 def run(tmp_path, tiny_image_folder):
     """The folder of a run with an untrained network of three classes, whose images are there."""
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(
-        "model: {name: seresnext26, num_classes: 3}\ndata: {image_size: 32, workers: 0}\nloss: {label_smoothing: 0.2}\n"
-        "mix: {cutmix: 1.0}\n"
-    )
-    values = metadata_values(recipe, tiny_image_folder())
+    values = metadata_values(tiny_image_folder(), "loss.label_smoothing=0.2", "mix.cutmix=1")
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     write_checkpoint(folder / "checkpoints" / "best.safetensors", model_weights(3), values)
@@ -302,10 +297,10 @@ def test_without_the_extra_nothing_begins(run, capsys, without):
     ("words", "code", "named"),
     [
         (["report", "none"], 2, "none"),
-        (["report", "run", "--output", "tiny.yaml"], 2, "tiny.yaml"),
+        (["report", "run", "--output", "run/metrics.jsonl"], 2, "metrics.jsonl"),
         (["report", "run", "--data", "none"], 3, "none"),
         (["report", "."], 4, "."),
-        (["report", "run", "--output", "tiny.yaml/report"], 2, "tiny.yaml"),
+        (["report", "run", "--output", "run/metrics.jsonl/report"], 2, "metrics.jsonl"),
         (["report", "run", "--output", "taken"], 2, "taken/index.html"),
         (["validate", "--checkpoint", "run", "run", "--report", "new"], 2, "--report"),
     ],

@@ -1,6 +1,5 @@
 """Oracle: torch.save and torch.load themselves, and the sizes of the published files."""
 
-import io
 import os
 import pickle
 import struct
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from damage import flip_bit
-from torch_files import HEAD, Touch, long, old_file, save_as_published, tensor_pickle
+from torch_files import HEAD, MAGIC, SYSTEM, Touch, long, old_file, save_as_published, tensor_pickle
 
 from seresnext.errors import CheckpointError
 from seresnext.models import MODELS, create_model
@@ -49,7 +48,7 @@ def refusal(path: Path) -> str:
     assert str(path) in message
     assert message.isprintable()
     assert caught.value.exit_code == 4
-    return message
+    return message.replace(str(path), "")  # The path has the name of the test.
 
 
 @pytest.fixture(params=["old", "zip"])
@@ -107,33 +106,14 @@ def test_files_as_published(name: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ code
 
 
-def test_code_is_not_run(tmp_path: Path, save) -> None:
-    canary = tmp_path / "canary"
-    path = save({"w": Touch(canary)})
-    assert "posix.system" in refusal(path)
-    assert not canary.exists()
-    # The control: unpickled, the file does harm.
-    torch.load(path, weights_only=False)
-    assert canary.exists()
-
-
 @pytest.mark.parametrize("place", [0, 1, 2, 3, 4])
 def test_code_in_any_of_the_five_pickles(tmp_path: Path, place: int) -> None:
+    """Whole commands and the control are in `runs/test_untrusted.py`."""
     canary, path = tmp_path / "canary", tmp_path / "weights.pth"
-    file = io.BytesIO()
-    torch.save({}, file, _use_new_zipfile_serialization=False)
-    file.seek(0)
-    parts = [pickle.load(file) for _ in range(5)]
+    parts = [MAGIC, 1001, SYSTEM, {}, []]
     parts[place] = Touch(canary)
     path.write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in parts))
     assert "posix.system" in refusal(path)
-    assert not canary.exists()
-
-
-def test_newer_protocol(tmp_path: Path) -> None:
-    canary, path = tmp_path / "canary", tmp_path / "weights.pth"
-    path.write_bytes(old_file(pickle.dumps({"w": Touch(canary)}, protocol=5)))
-    assert "more than weights" in refusal(path)
     assert not canary.exists()
 
 
@@ -166,16 +146,10 @@ def test_many_tensors_of_one_storage(save) -> None:
     assert "share storages" in refusal(save({str(i): shared.view(10, 100) for i in range(1000)}))
 
 
-@pytest.mark.usefixtures("little_memory")
 def test_compressed_zip(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", tensor_pickle(10**8, 0, (10**8,), (1,)).replace(b"NtQ", b"tQ"))
-        with archive.open("archive/data/0", "w") as member:
-            for _ in range(100):
-                member.write(bytes(4 * 10**6))
-    assert path.stat().st_size < 10**6
-    assert "compressed" in refusal(path)
+    with zipfile.ZipFile(tmp_path / "weights.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+    assert "a compressed zip" in refusal(tmp_path / "weights.pth")
 
 
 def test_a_pickle_without_end(save) -> None:
@@ -252,7 +226,7 @@ def test_things_that_are_no_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        (torch.nn.Linear(2, 2), "state_dict"),
+        (torch.nn.Linear(2, 2), "save the state dict alone"),
         ({}, "holds 0 tensors"),
         *((state, "") for state in ([FLAT], {"a": 3}, {"a": {"b": FLAT}}, {3: FLAT})),
     ],
@@ -282,24 +256,15 @@ def test_names_cannot_write_to_the_terminal(tmp_path: Path, save) -> None:
 # ------------------------------------------------------------------------------------------------ two readings
 
 
-BOMB_BYTES = 12_345_678
-BOMB = b"\x80\x02cbuiltins\nbytearray\n" + long(BOMB_BYTES) + b"\x85R."
-
-
-def zip_with(path: Path, **more: bytes) -> None:
-    """Write the file of torch.save for one small tensor, with further members."""
-    buffer = io.BytesIO()
-    torch.save({"w": torch.ones(3)}, buffer)
-    with zipfile.ZipFile(buffer) as archive, zipfile.ZipFile(path, "w") as copy:
-        for name in archive.namelist():
-            copy.writestr(name, archive.read(name))
-        for name, content in more.items():
-            copy.writestr(f"archive/{name}", content)
-
-
 def test_a_second_pickle_in_capitals(tmp_path: Path) -> None:
     """The pickle that is checked is the pickle that is used. The control: torch's own reader takes the other one."""
     path = tmp_path / "weights.pth"
-    zip_with(path, **{"DATA.PKL": BOMB})
-    assert len(torch.load(path, weights_only=True)) == BOMB_BYTES
+    torch.save({"w": torch.ones(3)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
+    bomb = b"\x80\x02cbuiltins\nbytearray\n" + long(12_345_678) + b"\x85R."
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in [*members, ("weights/DATA.PKL", bomb)]:
+            archive.writestr(name, content)
+    assert len(torch.load(path, weights_only=True)) == 12_345_678
     assert read_torch_file(path).tensors["w"].tolist() == [1, 1, 1]
