@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import until
 from mirrors import OTHER, RUN, add, content, own, save
 
 from seresnext.checkpoint import mirror as mirror_module
@@ -67,13 +68,6 @@ def make(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
         one._gives_up = True
         monkeypatch.setattr(mirror_module, "END_SECONDS", 0)
         one.close()
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # ------------------------------------------------------------------------------------------------ the run of an address
