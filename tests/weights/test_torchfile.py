@@ -243,14 +243,10 @@ def test_odd_zips(tmp_path: Path, members: list[str]) -> None:
     assert "not a zip of torch.save" in refusal(tmp_path / "file")
 
 
-def test_names_cannot_write_to_the_terminal(tmp_path: Path, save) -> None:
+def test_names_cannot_write_to_the_terminal(save) -> None:
     message = refusal(save({"\x1b[2J\x1b]0;owned\x07" + "a" * 10_000 + str(i): "text" for i in range(50)}))
     assert r"\x1b[2J" in message
     assert len(message) < 3000
-    with pytest.raises(CheckpointError) as caught:
-        read_torch_file(tmp_path / "\x1b[2Jweights.pth")
-    assert str(caught.value).isprintable()
-    assert "weights.pth" in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------ two readings
