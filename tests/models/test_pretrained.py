@@ -229,17 +229,13 @@ def test_odd_shapes_are_not_identified(state: State) -> None:
 # ------------------------------------------------------------------------------------------------ load_pretrained
 
 
-def test_published_file(tmp_path: Path, trained: SENet, state: State) -> None:
+def test_published_file(tmp_path: Path, state: State) -> None:
     path = tmp_path / MODELS[NAME].weights_file
     torch.save(state, path, _use_new_zipfile_serialization=False)
     model, preprocessing = load_pretrained(path)
     assert same(model, state)
     assert not model.training
     assert preprocessing == published_preprocessing(NAME)
-    assert preprocessing.interpolation == "bicubic"
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(model(x), trained(x))
 
 
 def test_model_to_fine_tune(tmp_path: Path, state: State) -> None:
