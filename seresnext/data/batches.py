@@ -117,13 +117,19 @@ class TrainImages:
     def _decode(
         self, positions: Sequence[int], indices: Sequence[int], choose: Choose
     ) -> dict[int, np.ndarray | DataError]:
-        """Return the crop (uint8 H W 3) or the error of each image, by position in the batch."""
+        """Return the crop (uint8 H W 3) or the error of each image, by position in the batch.
+
+        Raises DataError when the storage does not answer.
+        """
         results: dict[int, np.ndarray | DataError] = {}
         encoded = {}
         for position, index in zip(positions, indices, strict=True):
+            started = time.monotonic()
             try:
                 encoded[position] = Encoded(self.reader.read(index), partial(self.reader.name, index))
             except DataError as error:
+                if time.monotonic() - started > _SLOW_FAILURE:
+                    raise
                 results[position] = error
         read = list(encoded)
         decoded = self._decoder(list(encoded.values()), lambda n, width, height: choose(read[n], width, height))

@@ -81,10 +81,8 @@ class RunLogger:
         if text is None:
             shown = {name: value for name, value in event.items() if name not in self._hidden}
             self.console.print_event(shown, seconds_left, self._bar)
-        elif only_log:
-            self.console.log(text)
         else:
-            self.console.print(text)
+            (self.console.log if only_log else self.console.print)(text)
         if classes := event.get("per_class"):
             self.console.print(table_of_classes(classes))
         if event["event"] == "validate" and not math.isfinite(event["loss"]):

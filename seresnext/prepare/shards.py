@@ -42,7 +42,7 @@ from seresnext.data.shards.format import (
     list_shard,
 )
 from seresnext.errors import DataError, Failure, UsageError
-from seresnext.files import read_lines, write_atomically
+from seresnext.files import read_lines, write_atomically, writing_to
 from seresnext.printable import as_utf8, listed, printable
 from seresnext.process.fork import FORK
 from seresnext.process.signals import init_worker
@@ -50,7 +50,6 @@ from seresnext.progress import progress, warn
 from seresnext.randomness import permutation_at
 from seresnext.run.folder import lies_in
 
-_LISTED = 10  # names in a message
 _OPTIONS = "options.json"  # of an unfinished folder
 
 
@@ -200,8 +199,10 @@ def _finished_shards(job: Job) -> dict[str, str]:
             listing = ", ".join(f"{key}: {found.options.get(key)}, now {job.options[key]}" for key in changed)
             raise DataError(f"{job.folder} has other shards ({listing}); give another --output, or remove the folder")
         return {shard.name: shard.sha256 for shard in found.shards}
+    if job.folder.is_file() or job.folder.is_symlink():  # The folder of unfinished shards cannot get the name.
+        raise DataError(f"{job.folder} is a file or a link; give another --output, or remove the file or the link")
     if others := sorted(path.name for path in job.folder.glob("*")):
-        names = ", ".join(listed(others, _LISTED))
+        names = ", ".join(listed(others))
         raise DataError(f"{job.folder} has other files: {names}; give another --output, or remove the files")
     return {}
 
@@ -247,7 +248,8 @@ def index_existing(folder: Path, classes_file: Path) -> None:
             shards.append(shard)
             listings.append(entries)
             advance(shard.bytes)
-    manifest = write_index(folder, classes, shards, listings, {"source": "existing shards"})
+    with writing_to(folder):
+        manifest = write_index(folder, classes, shards, listings, {"source": "existing shards"})
     print(f"{folder}: {manifest.num_images:,} images in {len(manifest.shards)} shards")
 
 
@@ -288,8 +290,8 @@ def prepare_shards(arguments: Namespace) -> None:
     """
     if lies_in(arguments.output, arguments.data):
         raise UsageError(f"--output {arguments.output} lies inside the data {arguments.data}; give another folder")
-    for split in arguments.split or ("train", "val"):
-        job = plan(split, arguments)
-        manifest = write_split(job, arguments.workers)
+    for job in [plan(split, arguments) for split in arguments.split or ("train", "val")]:
+        with writing_to(job.folder):
+            manifest = write_split(job, arguments.workers)
         size = sum(shard.bytes for shard in manifest.shards)
         print(f"{job.folder}: {manifest.num_images:,} images in {len(manifest.shards)} shards, {size / 1e6:,.1f} MB")

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seresnext.data.readers import look_alikes
+from seresnext.data.readers import shown_classes
 from seresnext.data.readers.class_labels import labels_by_name
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.errors import DataError, UsageError
 from seresnext.files import read_lines
 from seresnext.printable import printable
-
-_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -99,10 +97,9 @@ def _is_number(name: str) -> bool:
 
 
 def _other_classes(folders: Sequence[str], model_names: Sequence[str], where: str) -> DataError:
-    here, there = sorted(set(folders).difference(model_names)), sorted(set(model_names).difference(folders))
-    only = [", ".join(printable(name) for name in names[:_LISTED]) or "-" for names in (here, there)]
+    here, there = set(folders).difference(model_names), set(model_names).difference(folders)
     return DataError(
         f"{where} has other classes than the model was trained on ({len(folders)} here, {len(model_names)} there; only "
-        f"here: {only[0]}; only there: {only[1]}), so labels would not mean the same{look_alikes(here, there)}; give "
+        f"here: {shown_classes(here)}; only there: {shown_classes(there)}), so labels would not mean the same; give "
         "data of the model's classes with --data DIR, or the class of each folder with --class-map FILE"
     )

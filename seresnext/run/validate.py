@@ -33,10 +33,10 @@ from seresnext.evaluation.table import Table, build_table
 from seresnext.metrics.console import Console, describe
 from seresnext.models import LoadedWeights, Preprocessing, create_model, find_weights, open_weights
 from seresnext.models.folding import fold_batchnorm
+from seresnext.paths import is_remote
 from seresnext.printable import shown_path
 from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.schema import Recipe
-from seresnext.remote import is_remote
 from seresnext.run.class_selection import ClassSelection, read_class_names, select_classes
 from seresnext.run.opening import check_images, open_split
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision, tune_malloc

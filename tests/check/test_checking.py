@@ -131,15 +131,12 @@ def test_a_single_class_and_a_wrong_number_of_classes(run, images):
 
 def test_a_recipe_that_cannot_start_has_exit_code_2(run, images):
     late = "data.progressive={min_size: 16, start_ramp: 9st, end_ramp: 1ep}"  # An epoch has 3 steps.
-    cases = [
-        ("model.weights=nowhere.pth", [], "nowhere.pth"),
-        ("model.weights=nowhere.pth", ["--data", images], "nowhere"),
-    ]
-    for setting, data, text in [*cases, (late, ["--data", images], "end_ramp")]:
-        code, found, output = run(*data, "--set", setting)
+    missing, data = "model.weights=nowhere.pth", ["--data", images]
+    for setting, words, text in ((missing, [], "nowhere"), (missing, data, "nowhere"), (late, data, "end_ramp")):
+        code, found, output = run(*words, "--set", setting)
         assert (code, verdicts(found)["recipe: start"]) == (2, "failure")
         assert text in output
-    assert run("--data", images)[0] == run("--set", late)[0] == 0
+    assert run(*data)[0] == run("--set", late)[0] == 0
 
 
 def test_the_first_failure_gives_the_code(run, images, monkeypatch):
@@ -148,6 +145,9 @@ def test_the_first_failure_gives_the_code(run, images, monkeypatch):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
     code, found, _ = run()
     assert (code, verdicts(found)["disk: space"]) == (1, "failure")
+    memory = checking.judge("devices", "memory", "too much", "halve it", verdict="failure")
+    monkeypatch.setattr(checking, "check_devices", lambda *_: ([memory], None))
+    assert run()[0] == 2
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,7 @@ def test_the_first_failure_gives_the_code(run, images, monkeypatch):
         (["--price", "-1"], 2, "--price"),
         (["--data", "nowhere"], 3, "no folder nowhere"),
         (["--json", f"{__file__}/x"], 2, "cannot be written"),
-        (["--lr", "3"], 2, "give a key of the recipe as --set KEY=VALUE"),
-        (["--set", "optimizer.lr=x"], 2, "optimizer.lr"),
+        (["--set", "checkpoint.mirror=s4://x"], 2, "give s3://..., gs://... or a folder"),
     ],
 )
 def test_mistakes_of_the_command_line(capsys, words, code, text):

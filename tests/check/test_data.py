@@ -50,15 +50,11 @@ class Numbers:
         return self.count
 
 
-@pytest.mark.parametrize(("train", "verdict"), [(1_281_167, "ok"), (1_281_166, "warning"), (1_281_168, "warning")])
-def test_the_published_totals_of_imagenet(train, verdict):
-    (finding,) = judge_totals({"training": Numbers(train), "validation": Numbers(50_000)})
-    assert finding.verdict == verdict
-
-
-def test_other_classes_have_no_published_totals():
-    assert list(judge_totals({"training": Numbers(9, ("cat", "dog"))})) == []
-    assert list(judge_totals({})) == []
+def test_the_published_totals_of_imagenet():
+    for train, verdict in ((1_281_167, "ok"), (1_281_166, "warning"), (1_281_168, "warning")):
+        (finding,) = judge_totals({"training": Numbers(train), "validation": Numbers(50_000)})
+        assert finding.verdict == verdict
+    assert list(judge_totals({"training": Numbers(9, ("cat", "dog"))})) == list(judge_totals({})) == []
 
 
 def looks(*images, settings=(), name="training", full=True):

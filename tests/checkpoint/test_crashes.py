@@ -23,7 +23,7 @@ pytestmark = [
     needs(shutil.which("strace") is not None, "needs strace"),
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
 ]
-TRACED = "openat,write,pwrite64,fsync,/^rename,/^link,/^unlink"
+TRACED = "openat,write,pwrite64,sendfile,copy_file_range,fsync,/^rename,/^link,/^unlink"
 COMMIT = store.commit
 
 

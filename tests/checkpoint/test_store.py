@@ -8,15 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from damage import flip_bit
+from mirrors import save
 
 from seresnext.checkpoint import store
 from seresnext.errors import CheckpointError
 from seresnext.files import open_regular
-
-
-def save(folder: Path, step: int) -> Path:
-    tensors = {"model.weight": torch.full((2, 3), float(step)), "model.count": torch.tensor(step)}
-    return store.commit(folder, step, tensors, {"format": "seresnext-1", "step": str(step)})
 
 
 def names(folder: Path) -> list[str]:
@@ -27,7 +23,7 @@ def test_commit_then_read(tmp_path):
     path = save(tmp_path / "run" / "checkpoints", 1234)
     assert path == tmp_path / "run" / "checkpoints" / "step-00001234.safetensors"
     tensors, metadata = store.read(path)
-    assert torch.equal(tensors["model.weight"], torch.full((2, 3), 1234.0))
+    assert torch.equal(tensors["model.weight"], torch.full((1000,), 1234.0))
     assert metadata["step"] == "1234"
     assert names(path.parent) == [path.name]
     store.commit(path.parent, 1234, {"model.weight": torch.zeros(1)}, {"step": "1234"})  # replaces the file
@@ -46,29 +42,18 @@ def failing(error_number: int, real, times: int = 1):
     return call
 
 
-FAULTS = [
-    (os, "open", errno.EACCES, 1, "Permission denied"),
-    (os, "write", errno.ENOSPC, 1, "No space left on device"),
-    (os, "write", errno.ENOSPC, 2, "No space left on device"),
-    (os, "write", errno.EDQUOT, 3, "Disk quota exceeded"),
-    (os, "write", errno.EFBIG, 1, "File too large"),
-    (os, "pwrite", errno.EIO, 1, "Input/output error"),
-    (os, "fsync", errno.EIO, 1, "Input/output error"),
-    (os, "fsync", errno.ENOSPC, 1, "No space left on device"),
-    (Path, "replace", errno.EROFS, 1, "Read-only file system"),
-    (Path, "replace", errno.EACCES, 1, "Permission denied"),
-]
-
-
-@pytest.mark.parametrize(("owner", "name", "number", "times", "message"), FAULTS)
-def test_failed_commit_leaves_the_folder_as_it_was(tmp_path, monkeypatch, owner, name, number, times, message):
+@pytest.mark.parametrize(
+    ("owner", "name", "number", "times"),
+    [(os, "open", errno.EACCES, 1), (os, "write", errno.EFBIG, 1), (os, "write", errno.EDQUOT, 2),
+     (os, "pwrite", errno.EIO, 1), (os, "fsync", errno.ENOSPC, 1), (Path, "replace", errno.EROFS, 1)],
+)  # fmt: skip
+def test_failed_commit_leaves_the_folder_as_it_was(tmp_path, monkeypatch, owner, name, number, times):
     save(tmp_path, 1)
+    message = rf"step-00000002\.safetensors could not be saved: {os.strerror(number)}; older files are unchanged"
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, failing(number, getattr(owner, name), times))
         with pytest.raises(store.SaveError, match=message) as failure:
             save(tmp_path, 2)
-    assert "step-00000002.safetensors could not be saved" in str(failure.value)
-    assert "older files are unchanged" in str(failure.value)
     assert failure.value.exit_code == 1
     assert names(tmp_path) == ["step-00000001.safetensors"]
     store.verify(tmp_path / "step-00000001.safetensors")

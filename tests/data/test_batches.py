@@ -133,11 +133,15 @@ def test_an_evaluation_records_every_unreadable_image(grays: Reader, tmp_path: P
     assert not batch.images[[3, 6]].any()
 
 
-def test_a_storage_that_does_not_answer_is_not_waited_for_image_by_image(grays: Reader, monkeypatch):
+def test_a_storage_that_does_not_answer_is_not_waited_for_image_by_image(grays: Reader, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("seresnext.data.batches._SLOW_FAILURE", -1.0)
-    source = EvaluationImages(grays, ResizeCenterCrop(16, 0.875, "bilinear"), decoding=Decoding(10**6))
-    with pytest.raises(DataError, match=r"^train/class_0/3.jpg"):
-        source.make(next(evaluation_keys(8, 8, 0, 1)))
+    (tmp_path / "train" / "class_0" / "3.jpg").unlink()
+    for source in (
+        EvaluationImages(grays, ResizeCenterCrop(16, 0.875, "bilinear"), decoding=Decoding(10**6)),
+        TrainImages(grays, TRANSFORM, seed=0, decoding=Decoding(10**6), substitutes=True),
+    ):
+        with pytest.raises(DataError, match=r"train/class_0/3.jpg cannot be read: No such file"):
+            source.make(next(evaluation_keys(8, 8, 0, 1)))
 
 
 def test_a_bad_image_is_replaced_by_the_same_image_on_all_ranks(grays: Reader):

@@ -1,4 +1,4 @@
-"""Gradients of two real processes, against the mean of the gradients of each process."""
+"""Gradients of two real processes with a timer, against the mean of the gradients of each process."""
 
 import launcher
 import pytest
@@ -9,7 +9,7 @@ import copy, sys
 from pathlib import Path
 import torch
 from torch import nn
-from seresnext.distributed import ddp as ddp_module, open_world, wrap_ddp
+from seresnext.distributed import RankTimer, ddp as ddp_module, open_world, wrap_ddp
 
 def gradients(model):
     return [parameter.grad.clone() for parameter in model.parameters()]
@@ -31,7 +31,7 @@ with open_world() as world:
     for name in ("plain", "compressed", "small buckets"):
         shared = copy.deepcopy(model)
         ddp_module._BUCKET_MB = 0.001 if name == "small buckets" else 25
-        ddp = wrap_ddp(shared, compress=name == "compressed")
+        ddp, timer = wrap_ddp(shared, compress=name == "compressed"), RankTimer(shared, world.device)
         backward(ddp, first)  # DDP rebuilds its buckets after the first step.
         ddp.zero_grad()
         found[name] = []
@@ -39,6 +39,7 @@ with open_world() as world:
             for images in accumulated[:-1]:
                 with ddp.no_sync():
                     backward(ddp, images)
+            timer.start(0, 0.0)
             backward(ddp, accumulated[-1])
             found[name].append(gradients(shared))
             ddp.zero_grad()

@@ -4,19 +4,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.utils import accuracy as timm_accuracy
-from torch import Tensor
 
 from seresnext.evaluation.metrics import METRICS, count_classes, topk_correct
 
 
-def correct(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> list[int]:
+def correct(logits, labels, ks=(1, 5)):
     """Return the number of correct images for each k."""
     counts = [topk_correct(logits, labels, k) for k in ks]
     assert all(count.dtype == torch.int64 and count.shape == () for count in counts)
     return [int(count) for count in counts]
 
 
-def by_hand(logits: Tensor, labels: Tensor, k: int) -> int:
+def by_hand(logits, labels, k):
     """Count the labels in the first k classes of each row, sorted by logit and then by class."""
     count = 0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):

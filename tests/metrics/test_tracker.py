@@ -18,7 +18,6 @@ from seresnext.errors import UsageError
 from seresnext.metrics import tracker as module
 from seresnext.metrics.sink import RunStart
 from seresnext.metrics.tracker import Tracker, attach
-from seresnext.process import packages
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe, to_values
 from seresnext.recipe.show import to_yaml
@@ -103,8 +102,8 @@ def test_a_process_that_cannot_be_started_is_one_warning(started, said, monkeypa
     ]
 
 
-def test_without_the_extra_a_run_is_refused_before_it_starts(monkeypatch, tmp_path, started, capsys):
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None if name == "mlflow" else name)
+def test_without_the_extra_a_run_is_refused_before_it_starts(without, tmp_path, started, capsys):
+    without("mlflow")
     words = ["train", "--recipe", "digits", "--data", str(tmp_path), "--output", str(tmp_path / "run")]
     assert cli.main([*words, "--set", "logging.sinks=[mlflow]"], StopRequest()) == 2
     assert 'pip install "seresnext[track]"' in capsys.readouterr().err
@@ -112,16 +111,6 @@ def test_without_the_extra_a_run_is_refused_before_it_starts(monkeypatch, tmp_pa
     with pytest.raises(UsageError, match="has no mlflow"):
         Tracker("mlflow", RunStart(tmp_path, 0, 0, 0, print))
     started("").close()  # The control: wandb is there.
-
-
-def test_a_report_goes_to_the_known_services(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "_PROGRAM", ("-c", "import sys; print(sys.argv[1], sys.argv[4])"))
-    attach(tmp_path, tmp_path / "report")
-    assert capsys.readouterr().out == ""
-    (tmp_path / "trackers").mkdir()
-    (tmp_path / "trackers" / "mlflow.json").write_text("{}")
-    attach(tmp_path, tmp_path / "report")
-    assert capsys.readouterr().out == f"mlflow {tmp_path}/report\n"
 
 
 SERVICE = """
@@ -177,6 +166,20 @@ def test_a_training_that_is_gone_does_not_stop_the_last_lines(started, known_run
     tracker._process.stdin.close()
     tracker._process.wait(60)
     assert (known_run / "wandb.log").read_text().split("\n")[:5] == ["made", "artifact", "artifact", "log 1", "finish"]
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_an_attached_file_leaves_the_lines_to_the_process_of_a_running_run(
+    tmp_path, monkeypatch, known_run, is_running
+):
+    monkeypatch.setattr(module, "_PROGRAM", ("-c", SERVICE))
+    with (known_run / "wandb.log").open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX if is_running else fcntl.LOCK_UN)
+        attach(tmp_path, tmp_path / "report")
+    calls = (known_run / "wandb.log").read_text().split("\n")
+    assert calls == ["made", "artifact", "artifact", *["log 1"] * (not is_running), "artifact", "finish", ""]
+    sent = json.loads((known_run / "wandb.json").read_text())["sent"]
+    assert sent == (0 if is_running else (tmp_path / "metrics.jsonl").stat().st_size)
 
 
 # ------------------------------------------------------------------------------------------------ whole runs

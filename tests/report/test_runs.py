@@ -87,6 +87,7 @@ def test_a_run_whose_process_is_gone_was_killed(make, table):
         ("", "model: ["),
         ("[1]", "a: b"),
         ('{"state": "\\u001b[31mred", "best": {"top1": NaN, "step": "x"}, "step": 1.5}', "[" * 100_000),
+        ('{"best": {"top1": 1' + "0" * 400 + "}}", "a: b"),
         ('{"best": [1], "started": 7, "updated": "never", "pid": -1, "state": 7, "host": null}', "\x00"),
     ],
 )

@@ -90,11 +90,9 @@ def test_numbered_folders_give_the_labels_of_a_file_without_class_names(
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path, tiny_image_folder: Callable[..., Path]) -> Callable[..., Path]:
+def checkpoint(tiny_image_folder: Callable[..., Path]) -> Callable[..., Path]:
     """`checkpoint(path, *names)`: a checkpoint of 3 classes of the tiny images, or of these names."""
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text("model: {name: seresnext26, num_classes: 3}\ndata: {image_size: 32, workers: 0}\n")
-    values = metadata_values(recipe, tiny_image_folder(val_per_class=1))
+    values = metadata_values(tiny_image_folder(val_per_class=1))
 
     def write(path: Path, *names: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ class PhotoChoice(Section):
     excluded: Texts = ()
     kept: dict[str, Literal["train", "val"]] = Field(default_factory=dict)
     is_stored: bool = Field(default=False, exclude=True)
-    max_pixels: int = Field(default=500_000_000, ge=1)
+    max_pixels: int = Field(default=500_000_000, ge=1, le=500_000_000)
 
 
 def photo_choice(recipe: Recipe, dataset: Mapping[str, Any]) -> PhotoChoice | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
-import random
-import time
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,22 +17,15 @@ import numpy as np
 from seresnext.data.order import BatchKey
 from seresnext.data.readers.index_cache import kept_in
 from seresnext.data.shards.format import Shard
-from seresnext.errors import DataError, Failure
+from seresnext.errors import DataError
 from seresnext.process.fork import FORK
 from seresnext.process.signals import block_stop_signals, init_worker
-from seresnext.remote import BUGS, Refused, file_system, is_final, reason_of, refuse_secrets
+from seresnext.remote import file_system, refuse_secrets, retry
 
 T = TypeVar("T")
 
-# Attempts of a download. A server that is silent in all of them is reported before `runtime.loader_timeout`, by default
-# 600 seconds, ends the run without the reason.
-ATTEMPTS = 5
-# Longest pause before the second attempt, in seconds. Each later pause may be twice as long.
-FIRST_PAUSE = 1.0
-
 _CHUNK = 8 << 20
 _DOWNLOADS = 4
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class Remote:
@@ -67,65 +58,64 @@ class Remote:
     def fetch(self, name: str, sha256: str, size: int, *, again: bool = False) -> Path:
         """Return the path of the copy of a file, after a download if there is no copy. Raises DataError.
 
-        One process downloads, the others wait. `again` replaces a damaged copy.
+        One process downloads, the others wait for the copy or for the error. Attempts of all processes, one after the
+        other, would take longer than `runtime.loader_timeout`. `again` replaces a copy with another checksum.
         """
         path = self.copy_of(name, sha256)
         if path.exists() and not again:
             return path
         part = path.with_suffix(".part")
-        with kept_in(self.folder), path.with_suffix(".lock").open("a") as lock:
+        with kept_in(self.folder), path.with_suffix(".lock").open("a+") as lock:
+            began = os.fstat(lock.fileno()).st_mtime_ns
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if path.exists() and not again:
+            if path.exists() and not (again and _sha256_of(path) != sha256):
                 return path
+            lock.seek(0)
+            if os.fstat(lock.fileno()).st_mtime_ns != began and (problem := lock.read()):
+                raise DataError(problem)
             try:
                 self._retry(name, lambda: self._download(name, part, sha256, size))
                 part.replace(path)
+            except DataError as error:
+                lock.truncate(0)
+                lock.write(str(error))
+                raise
             finally:
                 part.unlink(missing_ok=True)
         return path
 
     def _download(self, name: str, part: Path, sha256: str, size: int) -> None:
         digest = hashlib.sha256()
-        with part.open("wb") as file:
+        with kept_in(self.folder):  # A failure of the disk is no failure of the server.
+            file = part.open("wb")
+        with file:
             for chunk in self._chunks(name, size):
                 digest.update(chunk)
-                file.write(chunk)
+                with kept_in(self.folder):
+                    file.write(chunk)
+                    file.flush()
         if digest.hexdigest() != sha256:
             raise OSError(f"the checksum of {part.stat().st_size} bytes is not the one in the index")
 
     def _chunks(self, name: str, most: int) -> Iterator[bytes]:
         """Yield the contents of a file, in order, until more than `most` bytes were read."""
-        files = file_system(self._scheme)
         # One request for the whole file where fsspec can stream, else requests for ranges. With a size (any but 0),
         # fsspec does not request the size first. fsspec would report each failure of that request as a missing file.
         as_stream = {"block_size": 0, "size": 1} if self._scheme in ("http", "https") else {"cache_type": "none"}
         count = 0
-        with files.open(self._url + name, "rb", **as_stream) as file:
-            while chunk := file.read(_CHUNK):
+        with file_system(self._scheme).open(self._url + name, "rb", **as_stream) as file:
+            while count <= most and (chunk := file.read(_CHUNK)):
                 yield chunk
                 count += len(chunk)
-                if count > most:
-                    return
 
-    def _retry(self, name: str, attempt: Callable[[], T]) -> T:
-        number = 0
-        while True:
-            number += 1
-            try:
-                return attempt()
-            except (Failure, *BUGS):
-                raise
-            except Exception as error:
-                if getattr(error, "errno", None) in _DISK_ERRORS:
-                    raise  # `kept_in` names the folder.
-                problem, reason = f"{self.address(name)} cannot be read", reason_of(error)
-                if is_final(error):
-                    fix = "" if isinstance(error, Refused) else "; check data.root and the credentials"
-                    raise DataError(f"{problem}: {reason}{fix}") from None
-                if number == ATTEMPTS:
-                    raise DataError(f"{problem}, in {number} attempts: {reason}; check the server") from None
-            # Random pauses, because a failure usually hits many processes at once.
-            time.sleep(FIRST_PAUSE * 2 ** (number - 1) * (0.5 + 0.5 * random.random()))
+    def _retry(self, name: str, action: Callable[[], T]) -> T:
+        final, other = (DataError, "check data.root and the credentials"), (DataError, "check the server")
+        return retry(action, f"{self.address(name)} cannot be read", final, other)
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -50,6 +50,9 @@ ODD = {
     "4:4:0": patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x12\0"),
     "4:1:1": patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x41\0"),
     "odd chroma": patched(b"\xff\xc0\0\x11\x08\0\x18\0\x14\3\1\x22\0\2\x21"),
+    "no height": patched(b"\xff\xc0\0\x11\x08\0\0\0\x14"),
+    "two frames": jpeg()[:2] + segment(0xC0, b"\x08\0\x18\0\x14\1\1\x11\0") + jpeg()[2:],
+    "long interval of restarts": jpeg()[:2] + segment(0xDD, bytes(3)) + jpeg()[2:],
     "cut off": jpeg()[:-40],
     "padded": jpeg() + bytes(100),
 }

@@ -107,8 +107,11 @@ def test_workers_compute_on_one_thread_and_ignore_the_trainers_signals():
         assert len(list(batches)) == 10
 
 
-def test_workers_end_with_the_block_also_when_it_is_left_early(all_end):
-    with opened(images=10**6, workers=3) as batches:
+@pytest.mark.parametrize("seconds", [0, 600])
+def test_workers_end_with_the_block_when_it_is_left_early(all_end, seconds: int, monkeypatch: pytest.MonkeyPatch):
+    """Workers that hang ignore SIGTERM, which torch sends."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
+    with opened(lambda key: time.sleep(seconds * (key.step > 0)), images=10**6, workers=3) as batches:
         assert next(batches).indices.tolist() == [0, 1, 2, 3]
         assert len(all_end()) == 3
         started = time.monotonic()

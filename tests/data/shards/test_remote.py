@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -25,13 +26,21 @@ from shard_folders import (
 )
 from stand_in_s3 import stand_in_s3
 
+from seresnext import remote
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.order import Order, block_shuffle
-from seresnext.data.shards import remote
 from seresnext.data.shards.format import MANIFEST
 from seresnext.data.shards.reader import ShardReader
+from seresnext.data.shards.remote import in_order_of_need
 from seresnext.errors import DataError, Failure, UsageError
 from seresnext.process.fork import FORK
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of the copies in the cache."""
+    return tmp_path / "cache" / "shards"
+
 
 # ------------------------------------------------------------------------------------------------ failures
 
@@ -88,23 +97,39 @@ def test_no_server_is_reported_with_the_address(tmp_path: Path, monkeypatch: pyt
             ShardReader(url, "train", tmp_path)
 
 
-def test_a_disk_that_is_full_is_not_waited_for(server: Server, tmp_path: Path):
+def read_at_once(reader: ShardReader) -> list[bytes | BaseException]:
+    """Return the outcomes of four threads that read one image. Their locks are as separate as those of processes."""
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(reader.read, 0) for _ in range(4)]
+        return [future.exception() or future.result() for future in futures]
+
+
+def test_a_failed_download_is_the_error_of_all_that_wait(server: Server, tmp_path: Path):
+    """Attempts of each, one after the other, would take longer than `runtime.loader_timeout`."""
     reader = open_remote(server, tmp_path / "cache")
-    part = tmp_path / "cache" / "shards" / f"{reader.manifest.shards[0].sha256}.part"
-    part.symlink_to("/dev/full")
-    with pytest.raises(DataError, match=r"cannot be kept in .*shards: No space left on device; set data\.cache"):
+    fail(server, 503)
+    server.seconds = 0.1
+    errors = read_at_once(reader)
+    assert {type(error) for error in errors} == {DataError}
+    assert {str(error) for error in errors} == {
+        f"{server.url}/train/{NAMES[0]} cannot be read, in 5 attempts: the server answers 503; check the server"
+    }
+    assert downloads(server)[0] == remote.ATTEMPTS
+    server.failures = {}
+    assert reader.read(0)  # A later read does not believe the old error.
+
+
+@pytest.mark.parametrize(("place", "reason"), [("/dev/full", "No space left"), ("/dev/full/x", "Not a directory")])
+def test_a_disk_that_fails_is_named_at_once(server: Server, tmp_path: Path, folder: Path, place: str, reason: str):
+    reader = open_remote(server, tmp_path / "cache")
+    (folder / f"{reader.manifest.shards[0].sha256}.part").symlink_to(place)
+    with pytest.raises(DataError, match=rf"cannot be kept in .*shards: {reason}.*; set data\.cache"):
         reader.read(0)
-    assert downloads(server)[0] == 1
+    assert downloads(server)[0] <= 1
     assert reader.read(0)  # Nothing of the failure stays.
 
 
 # ------------------------------------------------------------------------------------------------ copies
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The folder of the copies in the cache."""
-    return tmp_path / "cache" / "shards"
 
 
 def test_an_empty_and_a_full_cache_give_the_same(shard_root: Path, server: Server, tmp_path: Path):
@@ -140,7 +165,8 @@ def test_a_damaged_copy_is_downloaded_again(server: Server, tmp_path: Path, fold
     reader = open_remote(server, tmp_path / "cache")
     good = reader.read(0)
     (folder / f"{reader.manifest.shards[0].sha256}.tar").write_bytes(bytes(SHARD_BYTES))
-    assert reader.read(0) == good
+    server.seconds = 0.1
+    assert read_at_once(reader) == [good] * 4
     assert downloads(server)[0] == 2
 
 
@@ -230,7 +256,7 @@ def test_shards_are_downloaded_in_the_order_of_need(server: Server, tmp_path: Pa
     wanted = [int(reader.shard_ids[order.micro_batch(step, 0).indices[0]]) for step in range(start, 20)]
     assert wanted[:4] != sorted(wanted[:4])
     keys = train_keys(order, range(1), start, 20)
-    assert list(remote.in_order_of_need(reader.shard_ids, keys)) == list(dict.fromkeys(wanted))
+    assert list(in_order_of_need(reader.shard_ids, keys)) == list(dict.fromkeys(wanted))
     assert next(keys).step < 19  # The rest of a long run is not looked at.
 
 
