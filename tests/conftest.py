@@ -207,14 +207,6 @@ class Command:
         pytest.fail(f"{' '.join(self._argv)}: {problem}:\n{self.output}")
 
 
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait until `condition()` holds. Fail after some seconds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 StartCommand = Callable[..., Command]
 RunCommand = Callable[..., Result]
 
