@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,18 +58,17 @@ def check_output_file(path: Path, option: str) -> None:
         raise UsageError(f"{path} cannot be written; choose another file with {option}")
 
 
-def read_small_json(path: Path) -> Any:
-    """Return the content of a JSON file, or None for an unreadable file.
+def read_small_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or an empty dict for another file.
 
-    Unreadable are files over 1 MiB, devices, pipes (which may have no end) and deeply nested content.
+    Not read are files over 1 MiB, devices, pipes (which may have no end) and deeply nested content.
     """
-    try:
+    found = None
+    with suppress(OSError, ValueError, RecursionError):
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
-            return None
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
+        if stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_BYTES:
+            found = json.loads(path.read_text())
+    return found if isinstance(found, dict) else {}
 
 
 def read_lines(path: Path) -> list[str]:

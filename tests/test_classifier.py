@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import seresnext
 from seresnext.errors import CheckpointError, DataError, UsageError
-from seresnext.models import locate, open_weights
+from seresnext.models import open_weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -175,16 +175,6 @@ def test_a_model_for_other_channels_is_refused(tmp_path):
     save_file(seresnext.create_model("seresnext26", 2, in_channels=1).state_dict(), tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match="1 channels"):
         seresnext.load(tmp_path / "a.safetensors")
-
-
-def test_a_name_is_the_published_file(monkeypatch, file):
-    monkeypatch.setattr(locate, "find_published", {"seresnext26": file}.__getitem__)
-    assert seresnext.load("seresnext26").source == str(file)
-
-
-def test_a_name_of_the_hub_is_downloaded(monkeypatch, file):
-    monkeypatch.setattr(locate, "download", {"org/name": file}.__getitem__)
-    assert len(seresnext.load("hf-hub:org/name").classes) == 7
 
 
 def test_the_published_files_have_imagenets_names(tmp_path):

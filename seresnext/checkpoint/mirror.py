@@ -70,8 +70,8 @@ class Mirror:
         belongs to another run, unless the run `starts_over`. Raises Failure if the address cannot be reached.
         """
         owner = self._owner = self._attempt(self._files.newest_owner)
-        known = None if starts_over else read_small_json(self._folder / NAME)
-        if isinstance(known, dict) and RUN_ID.fullmatch(str(known.get("run"))):
+        known = {} if starts_over else read_small_json(self._folder / NAME)
+        if RUN_ID.fullmatch(str(known.get("run"))):
             self._run = known["run"]
         elif owner and adopts and not starts_over:
             self._run = owner.run

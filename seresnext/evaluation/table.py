@@ -45,14 +45,23 @@ def build_table(images: Sequence[str], labels: Ints, logits: Floats, classes: Se
     }
 
 
-def write_table(table: Table, path: Path, output_format: str | None = None) -> None:
-    """Write a file of a format, `csv` or `parquet`; by default the ending. Raise UsageError or Failure.
+def write_table(table: Table, path: Path) -> None:
+    """Write a CSV file if the name ends in `.csv`, otherwise a Parquet file. Raise UsageError or Failure."""
+    if path.suffix == ".csv":
+        write_output(path, csv_of(table))
+    else:
+        write_parquet(table, path)
 
-    A column has texts, numbers (`probability_...`, `loss`), or a row of an array (float32 N C).
-    """
-    if (output_format or path.suffix[1:]) == "csv":
-        write_output(path, csv_text(table))
-        return
+
+def csv_of(columns: Table) -> str:
+    """Return columns of texts and numbers as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
+    return text.getvalue()
+
+
+def write_parquet(columns: Mapping[str, Any], path: Path) -> None:
+    """Write texts, numbers (`probability_...` and `loss`) and arrays (float32 N C) as columns of a new Parquet file."""
     with extra("report"):
         import pyarrow
         import pyarrow.parquet
@@ -62,15 +71,9 @@ def write_table(table: Table, path: Path, output_format: str | None = None) -> N
             return pyarrow.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
         return pyarrow.array(values, pyarrow.float64() if name.startswith(_NUMBERS) else pyarrow.string())
 
+    table = pyarrow.table({name: column(name, values) for name, values in columns.items()})
     with new_file(path) as file:
-        pyarrow.parquet.write_table(pyarrow.table({name: column(name, table[name]) for name in table}), file)
-
-
-def csv_text(table: Table) -> str:
-    """Return a table as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table, *zip(*table.values(), strict=True)])
-    return text.getvalue()
+        pyarrow.parquet.write_table(table, file)
 
 
 def read_table(path: Path) -> Table:

@@ -43,7 +43,6 @@ class Follower:
         self._name, self._folder, self._announce = name, folder, announce
         self._state = folder / "trackers" / f"{name}.json"
         found = read_small_json(self._state)
-        found = found if isinstance(found, dict) else {}
         known, sent = found.get("id"), found.get("sent")
         self._id = known if isinstance(known, str) else None
         self._sent = min(sent, size) if type(sent) is int and sent >= 0 else 0

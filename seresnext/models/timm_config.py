@@ -53,7 +53,7 @@ class PretrainedConfig(BaseModel, frozen=True):
         """Return the steps from an image to the input of a network. Raise CheckpointError."""
         _, height, width = self.test_input_size or self.input_size
         if height != width:
-            raise CheckpointError(f"{source} has images of {height}x{width}; only square images are supported")
+            raise CheckpointError(f"{source} has images of {height}x{width}; give a model for square images")
         # timm takes one value for all channels.
         mean, std = (values * in_channels if len(values) == 1 else values for values in (self.mean, self.std))
         if not len(mean) == len(std) == in_channels:

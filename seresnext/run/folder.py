@@ -140,8 +140,7 @@ class RunFolder:
         `launchers` has the launcher of each rank. One launcher in common is enough: machines join and leave a launch,
         and each machine counts its own restarts.
         """
-        environment = read_small_json(self.path / "environment.json")
-        known = environment.get("launch") if isinstance(environment, dict) else None
+        known = read_small_json(self.path / "environment.json").get("launch")
         return isinstance(known, list) and any(name in known for name in launchers if name is not None)
 
     def check_writable(self, starts_over: bool = False) -> None:
@@ -307,9 +306,7 @@ def as_usage_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileExistsError | NotADirectoryError):
-            problem = f"{error.filename or folder} is not a folder; choose another with --output"
-        else:
-            where = f" ({error.filename})" if error.filename else ""
-            problem = f"{error.strerror or error}{where}; make room there, or choose another with --output"
-        raise UsageError(f"cannot write to the run folder {folder}: {problem}") from None
+        problem = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        raise UsageError(
+            f"cannot write to the run folder {folder}: {problem}; make room there, or choose another with --output"
+        ) from None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seresnext.errors import UsageError
-from seresnext.evaluation.table import csv_text, write_table
+from seresnext.evaluation.table import csv_of, write_parquet
 from seresnext.files import check_output_file, new_file, write_output
 from seresnext.printable import as_utf8, printable, shown_path
 from seresnext.process.packages import require_extra
@@ -52,7 +52,7 @@ def write_rows(rows: Sequence[Row], path: Path | None, output_format: str, top: 
     """Write rows to a file, or to standard output without a path. Raise Failure."""
     if output_format == "parquet":
         assert path is not None
-        write_table(_columns(rows, top), path, "parquet")
+        write_parquet(_columns(rows, top), path)
     elif path:
         write_output(path, as_utf8(_TEXTS[output_format](rows, top)))
     else:
@@ -68,8 +68,7 @@ def write_features(paths: Sequence[str], features: np.ndarray, path: Path) -> No
     The file is Parquet with the paths if the name ends in `.parquet`, otherwise NumPy's format, without the paths.
     """
     if path.suffix == ".parquet":
-        table: dict[str, Any] = {"path": list(map(as_utf8, paths)), "features": features}
-        write_table(table, path, "parquet")
+        write_parquet({"path": list(map(as_utf8, paths)), "features": features}, path)
         return
     with new_file(path) as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": features.shape}
@@ -106,4 +105,4 @@ def _json_lines(rows: Sequence[Row], top: int) -> str:
     return "".join(f"{json.dumps(line)}\n" for line in lines)
 
 
-_TEXTS = {"table": _table, "jsonl": _json_lines, "csv": lambda rows, top: csv_text(_columns(rows, top))}
+_TEXTS = {"table": _table, "jsonl": _json_lines, "csv": lambda rows, top: csv_of(_columns(rows, top))}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 import subprocess
@@ -171,7 +170,7 @@ def test_steps_that_a_newer_start_repeats_do_not_count(address: str, tmp_path: P
         add(files, first, number, save(tmp_path, step))
     _, second = own(address, step=20)
     assert [(one.step, one.owner) for one in files.uploads(second)] == [(10, 1), (20, 1)]
-    add(files, second, 1, save(tmp_path, 30, value=3.0))
+    add(files, second, 1, save(tmp_path, 30))
     _, third = own(address, step=30)
     assert [(one.step, one.owner) for one in files.uploads(third)] == [(10, 1), (20, 1), (30, 2)]
     files.prune(third, Upload(30, 3, 1), keep=1, keep_every=None, best=None)
@@ -271,9 +270,8 @@ def test_an_address_that_cannot_be_used(wrong: str, message: str):
 
 
 @pytest.mark.parametrize(("kind", "package"), [("s3://bucket/x", "s3fs"), ("gs://bucket/x", "gcsfs"), ("x", "fsspec")])
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, kind: str, package: str):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+def test_without_the_extra(without, kind: str, package: str):
+    without(package)
     with pytest.raises(UsageError, match=re.escape(f'has no {package}; run `pip install "seresnext[remote]"`')):
         MirrorFiles(kind)
 

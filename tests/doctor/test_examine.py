@@ -1,7 +1,6 @@
 """The command `doctor`, from the folder to the page, the JSON file and the list that a training leaves out."""
 
 import csv
-import importlib.util
 import json
 import shutil
 from types import SimpleNamespace
@@ -133,9 +132,8 @@ def test_mistakes(faulty, tmp_path, monkeypatch, capsys, words, code, named):
     assert not (faulty / "out").exists()
 
 
-def test_without_the_extra_nothing_begins(faulty, tmp_path, capsys, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "imagehash" else find(name))
+def test_without_the_extra_nothing_begins(faulty, tmp_path, capsys, without):
+    without("imagehash")
     assert doctor(faulty, "--output", tmp_path / "out") == 2
     assert 'pip install "seresnext[report]"' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,5 @@
 """The report: the page in a browser, and the commands that write the page."""
 
-import importlib.util
 import json
 from unittest.mock import Mock
 
@@ -183,7 +182,9 @@ def test_parts_without_content_are_left_out():
     for curves in ({}, {"train.loss": ([1.0, float("nan")], [float("nan"), 1.0])}):
         page = render(**content(["a", "b"], curves=curves))
         assert 'id="training"' not in page
-    assert 'id="training"' in render(**content(["a", "b"], curves={"train.loss": ([0.0], [0.0])}))
+        assert "Validation images: macro F1" not in page
+    for name, label in (("train.loss", 'id="training"'), ("validate.macro_f1", "Validation images: macro F1")):
+        assert label in render(**content(["a", "b"], curves={name: ([0.0], [0.0])}))
     assert "<h3>Recipe</h3>" not in page
     few = content(["a", "b"], pictures=NO_PICTURES)
     for name in ("per_class", "confusion", "calibration"):
@@ -193,12 +194,6 @@ def test_parts_without_content_are_left_out():
     assert "<section" in page
     for name in ("classes", "confusions", "mistakes", "uncertain", "calibration"):
         assert f'id="{name}"' not in page
-
-
-def test_the_measure_that_chose_the_best_has_a_chart():
-    label = "Validation images: macro F1"
-    for curves, is_there in (({"validate.macro_f1": ([1.0, 2.0], [30.0, 40.0])}, True), ({}, False)):
-        assert (label in render(**content(["a", "b"], curves=curves))) is is_there
 
 
 # ------------------------------------------------------------------------------------------------ commands
@@ -249,13 +244,11 @@ def test_the_page_goes_to_the_known_trackers_only_if_asked(run, capsys, monkeypa
 @pytest.mark.parametrize("case", ["no metrics", "broken metrics"])
 @pytest.mark.full
 def test_the_report_of_a_validation_without_curves(run, case, capsys):
-    if case == "no metrics":
-        (run / "metrics.jsonl").unlink()
-    else:
+    (run / "metrics.jsonl").unlink()
+    if case == "broken metrics":
         (run / "metrics.jsonl").write_text("1\n")
     output = run.parent / "new" / "report"
-    words = ["--checkpoint", str(run / "checkpoints" / "best.safetensors"), "--report", str(output)]
-    assert main(["validate", *words], StopRequest()) == 0
+    assert main(["validate", "--checkpoint", str(run), "--report", str(output)], StopRequest()) == 0
     assert 'id="training"' not in (output / "index.html").read_text()
     assert ("warning" in capsys.readouterr().out) == (case == "broken metrics")
 
@@ -289,11 +282,9 @@ def test_a_selection_of_classes(run, monkeypatch):
     assert 'id="training"' in page  # The file lies in the folder of a run.
 
 
-def test_without_the_extra_nothing_begins(run, capsys, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "captum" else find(name))
-    checkpoint = str(run / "checkpoints" / "best.safetensors")
-    for words in (["report", str(run)], ["validate", "--checkpoint", checkpoint, "--report", str(run / "report")]):
+def test_without_the_extra_nothing_begins(run, capsys, without):
+    without("captum")
+    for words in (["report", str(run)], ["validate", "--checkpoint", str(run), "--report", str(run / "report")]):
         assert main(words, StopRequest()) == 2
         output = capsys.readouterr()
         assert 'pip install "seresnext[report]"' in output.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -85,9 +84,8 @@ def test_a_write_that_fails_names_the_file_and_leaves_none(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_extra_is_named_before_the_work(monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
+def test_a_missing_extra_is_named_before_the_work(without):
+    without("pyarrow")
     for output, features in (("rows.parquet", None), (None, "f.parquet")):
         with pytest.raises(UsageError, match=r'pip install "seresnext\[report\]"'):
             choose_format(output and Path(output), None, features and Path(features))
