@@ -10,17 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 import torchvision
-from imagenet_archives import (
-    CLASSES,
-    VAL_CLASSES,
-    devkit,
-    extract,
-    jpeg,
-    special,
-    tar,
-    train_archive,
-    write_archives,
-)
+from imagenet_archives import CLASSES, VAL_CLASSES, devkit, extract, jpeg, special, tar, train_archive, write_archives
 
 from seresnext.data.formats import open_reader
 from seresnext.data.readers import imagenet as module
