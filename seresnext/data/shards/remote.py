@@ -49,44 +49,40 @@ class Remote:
 
     def __init__(self, root: str, split: str, cache: Path) -> None:
         refuse_secrets(root, "data.root")
-        self._url = f"{root.rstrip('/')}/{split}/"
+        self.url = f"{root.rstrip('/')}/{split}/"
         self._scheme = urlsplit(root).scheme
         self.folder = cache / "shards"
         with kept_in(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
-    def address(self, name: str) -> str:
-        """Return the address of a file, for messages."""
-        return self._url + name
-
     def read(self, name: str, most: int) -> bytes:
         """Return a file of at most `most` bytes; of a longer file, a part with more bytes. Raises DataError."""
         return self._retry(name, lambda: b"".join(self._chunks(name, most)))
 
-    def copy_of(self, name: str, sha256: str) -> Path:
+    def copy_of(self, file: Shard) -> Path:
         """Return the path of the copy of a file. The copy may not exist."""
-        return self.folder / f"{sha256}{Path(name).suffix}"
+        return self.folder / f"{file.sha256}{Path(file.name).suffix}"
 
-    def fetch(self, name: str, sha256: str, size: int, *, again: bool = False) -> Path:
+    def fetch(self, file: Shard, *, again: bool = False) -> Path:
         """Return the path of the copy of a file, after a download if there is no copy. Raises DataError.
 
         One process downloads, the others wait for the copy or for the error. Attempts of all processes, one after the
         other, would take longer than `runtime.loader_timeout`. `again` replaces a copy with another checksum.
         """
-        path = self.copy_of(name, sha256)
+        path = self.copy_of(file)
         if path.exists() and not again:
             return path
         part = path.with_suffix(".part")
         with kept_in(self.folder), path.with_suffix(".lock").open("a+") as lock:
             began = os.fstat(lock.fileno()).st_mtime_ns
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if path.exists() and not (again and _sha256_of(path) != sha256):
+            if path.exists() and not (again and _sha256_of(path) != file.sha256):
                 return path
             lock.seek(0)
             if os.fstat(lock.fileno()).st_mtime_ns != began and (problem := lock.read()):
                 raise DataError(problem)
             try:
-                self._retry(name, lambda: self._download(name, part, sha256, size))
+                self._retry(file.name, lambda: self._download(file, part))
                 part.replace(path)
             except DataError as error:
                 lock.truncate(0)
@@ -96,13 +92,13 @@ class Remote:
                 part.unlink(missing_ok=True)
         return path
 
-    def _download(self, name: str, part: Path, sha256: str, size: int) -> None:
+    def _download(self, file: Shard, part: Path) -> None:
         digest = hashlib.sha256()
-        with part.open("wb") as file:
-            for chunk in self._chunks(name, size):
+        with part.open("wb") as target:
+            for chunk in self._chunks(file.name, file.bytes):
                 digest.update(chunk)
-                file.write(chunk)
-        if digest.hexdigest() != sha256:
+                target.write(chunk)
+        if digest.hexdigest() != file.sha256:
             raise _Interrupted(f"the checksum of {part.stat().st_size} bytes is not the one in the index")
 
     def _chunks(self, name: str, most: int) -> Iterator[bytes]:
@@ -112,7 +108,7 @@ class Remote:
         as_stream = {"block_size": 0, "size": 1} if self._scheme in ("http", "https") else {"cache_type": "none"}
         count = 0
         try:
-            with file_system(self._scheme).open(self._url + name, "rb", **as_stream) as file:
+            with file_system(self._scheme).open(self.url + name, "rb", **as_stream) as file:
                 while count <= most and (chunk := file.read(_CHUNK)):
                     yield chunk
                     count += len(chunk)
@@ -122,7 +118,7 @@ class Remote:
             if not is_final(error):
                 raise _Interrupted(reason_of(error)) from None
             fix = "" if isinstance(error, Refused) else "; check data.root and the credentials"
-            raise DataError(f"{self.address(name)} cannot be read: {reason_of(error)}{fix}") from None
+            raise DataError(f"{self.url}{name} cannot be read: {reason_of(error)}{fix}") from None
 
     def _retry(self, name: str, attempt: Callable[[], T]) -> T:
         number = 0
@@ -132,7 +128,7 @@ class Remote:
                 return attempt()
             except _Interrupted as error:
                 if number == ATTEMPTS:
-                    problem = f"{self.address(name)} cannot be read, in {number} attempts: {error}"
+                    problem = f"{self.url}{name} cannot be read, in {number} attempts: {error}"
                     raise DataError(f"{problem}; check the server") from None
             # Random pauses, because a failure usually hits many processes at once.
             time.sleep(FIRST_PAUSE * 2 ** (number - 1) * (0.5 + 0.5 * random.random()))
@@ -167,8 +163,7 @@ def _run(remote: Remote, shards: Sequence[Shard], shard_ids: np.ndarray, keys: I
     init_worker()
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
         for number in in_order_of_need(shard_ids, keys):
-            shard = shards[number]
-            pool.submit(remote.fetch, shard.name, shard.sha256, shard.bytes)
+            pool.submit(remote.fetch, shards[number])
 
 
 def in_order_of_need(shard_ids: np.ndarray, keys: Iterable[BatchKey]) -> Iterator[int]:
