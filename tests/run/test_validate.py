@@ -197,7 +197,7 @@ def test_a_map_of_classes(checkpoint: Path, tmp_path: Path, jpeg: bytes, capsys:
         (["--workers", "257"], 2, "from 0 to 256"),
         (["--crop-pct", "1.5"], 2, "from 0.1 to 1"),
         (["--classes", "a,b"], 2, "names 2 classes, and the model has 3"),
-        (["--real-labels", "none.json"], 3, "none.json cannot be read"),
+        (["--real-labels", "none.json"], 2, "--real-labels needs a model of ImageNet's"),
     ],
 )
 def test_wrong_options(checkpoint: Path, capsys: pytest.CaptureFixture[str], words, code, message) -> None:
