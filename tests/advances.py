@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 
 
-@dataclass
-class RecordedBar:
+class RecordedBar(NamedTuple):
     label: str
     total: int
-    counts: list[int] = field(default_factory=list)
+    counts: list[int]
 
     def assert_adds_up(self, at_least: int = 2) -> None:
         """Assert that the counts add up to the total, in at least `at_least` calls."""
@@ -28,7 +27,7 @@ def record_bars(module: ModuleType, patch: pytest.MonkeyPatch) -> list[RecordedB
 
     @contextmanager
     def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
-        bars.append(RecordedBar(label, total))
+        bars.append(RecordedBar(label, total, []))
         yield bars[-1].counts.append
 
     patch.setattr(module, "progress", progress)
