@@ -199,6 +199,14 @@ class Command:
         pytest.fail(f"{' '.join(self._argv)}: {problem}:\n{self.output}")
 
 
+def command(*words: object) -> int:
+    """Run a command of `seresnext` in this process, and return the exit code."""
+    from seresnext.cli import main
+    from seresnext.process.stop_request import StopRequest
+
+    return main([*map(str, words)], StopRequest())
+
+
 def until(condition: Callable[[], object], seconds: float = 20) -> None:
     """Wait until `condition()` holds. Fail after some seconds."""
     deadline = time.monotonic() + seconds
