@@ -70,6 +70,7 @@ COMMANDS = [
     (["--recipe", "seresnext50", "--diff", "seresnext101"], 0),
     (["--recip", "seresnext50"], 2),
     (["--recipe", "seresnext5o"], 2),
+    (["--recipe", "x" * 300], 2),
     (["--recipe", "seresnext50", "--set", "optimizer.learning=3"], 2),
     (["--recipe", "seresnext50", "--lr", "3"], 2),
     (["--recipe", "seresnext50", "--data", "nowhere"], 3),
