@@ -8,7 +8,6 @@ from pathlib import Path
 
 from seresnext.arguments import Parser, count_argument, quality_argument
 from seresnext.errors import UsageError
-from seresnext.files import check_output_file
 from seresnext.paths import path_argument
 
 
@@ -89,8 +88,6 @@ def shards(options: Namespace) -> None:
             raise UsageError("--index needs --classes FILE")
     elif not options.data or not options.output:
         raise UsageError("DATA or --output is missing; give DATA and --output DIR")
-    else:
-        check_output_file(options.output / "part", "--output")
     if options.short_side and options.quality is None:
         options.quality = 90
     if options.background and options.quality is None:

@@ -22,8 +22,7 @@ from seresnext.data.loading.loader import evaluation_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.pipeline import check_same_data, device_batches
 from seresnext.data.readers import Reader
-from seresnext.data.readers.class_labels import read_class_map
-from seresnext.data.readers.photo_choice import stored_choice
+from seresnext.data.readers.photo_choice import read_class_map, stored_choice
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError

@@ -170,7 +170,7 @@ def test_steps_that_a_newer_start_repeats_do_not_count(address: str, tmp_path: P
         add(files, first, number, save(tmp_path, step))
     _, second = own(address, step=20)
     assert [(one.step, one.owner) for one in files.uploads(second)] == [(10, 1), (20, 1)]
-    add(files, second, 1, save(tmp_path, 30, value=3.0))
+    add(files, second, 1, save(tmp_path, 30))
     _, third = own(address, step=30)
     assert [(one.step, one.owner) for one in files.uploads(third)] == [(10, 1), (20, 1), (30, 2)]
     files.prune(third, Upload(30, 3, 1), keep=1, keep_every=None, best=None)

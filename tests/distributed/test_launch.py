@@ -35,8 +35,7 @@ def environment(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name, value in {"CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "first.example", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    for name in ("die_with_parent", "die_with_launcher"):  # A death signal would stay for all tests.
-        monkeypatch.setattr(launch, name, lambda *death_signal: None)
+    monkeypatch.setattr(launch, "die_with_parent", lambda death_signal: None)  # It would stay for all tests.
     pretend(None, None, None, None)
     return pretend
 

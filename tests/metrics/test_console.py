@@ -71,7 +71,7 @@ def run_epoch(console):
         with console.bar("validate", 2) as inner:
             inner.update()
             console.print("inside\x1b[2J\rb\x9b\u202e\udc80 日本")
-        console.print_event(VALIDATE)
+        console.print_event(VALIDATE, None, bar)
     console.print("end")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import launcher
 import pytest
-from conftest import ROOT
+from conftest import ROOT, until
 from run_folders import digest, lines
 
 from seresnext import cli
@@ -41,17 +41,10 @@ def started(tmp_path, monkeypatch, said):
     return started
 
 
-def wait_until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_reports_are_printed_and_other_output_is_kept(started, said, tmp_path):
     program = "import sys; print('wandb: offline', flush=True); sys.stderr.write('chatter'); sys.stdin.read(1)"
     tracker = started(program)
-    wait_until(lambda: (tracker.write(EVENT), said)[1])
+    until(lambda: (tracker.write(EVENT), said)[1])
     tracker.close()
     assert said == ["wandb: offline"]
     assert (tmp_path / "trackers" / "wandb.log").read_text() == "chatter"
@@ -84,12 +77,12 @@ def test_a_service_that_hangs_delays_the_end_by_the_patience_alone(started, said
     before = time.monotonic()
     tracker.write(EVENT)
     assert time.monotonic() - before < 0.2
-    wait_until(lambda: (tracker.write(EVENT), said)[1])
+    until(lambda: (tracker.write(EVENT), said)[1])
     tracker.close()
     assert time.monotonic() - before < 10
     helper, warning = said
     assert "has not ended within 0.5 s" in warning
-    wait_until(lambda: not os.path.exists(f"/proc/{helper}"))  # noqa: PTH110
+    until(lambda: not os.path.exists(f"/proc/{helper}"))  # noqa: PTH110
 
 
 def test_a_process_that_cannot_be_started_is_one_warning(started, said, monkeypatch):
@@ -150,7 +143,7 @@ def test_lines_that_an_earlier_process_still_sends_are_not_sent_again(started, s
         fcntl.flock(log, fcntl.LOCK_EX)
         tracker = started(SERVICE)
         waiting = re.compile(rf"-> FLOCK +ADVISORY +WRITE {tracker._process.pid} ")
-        wait_until(lambda: waiting.search(Path("/proc/locks").read_text()))
+        until(lambda: waiting.search(Path("/proc/locks").read_text()))
         (known_run / "wandb.json").write_text(json.dumps({"id": "a-run", "sent": metrics.stat().st_size}))
     with metrics.open("a") as file:
         file.write(json.dumps({**EVENT, "step": 2, "loss": 1.0}) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 _CHUNK = 8 << 20
 _DOWNLOADS = 4
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # `kept_in` names the folder.
 
 
 class Remote:
@@ -110,7 +112,7 @@ class Remote:
 
     def _retry(self, name: str, action: Callable[[], T]) -> T:
         final, other = (DataError, "check data.root and the credentials"), (DataError, "check the server")
-        return retry(action, f"{self.address(name)} cannot be read", final, other)
+        return retry(action, f"{self.address(name)} cannot be read", final, other, passed=_DISK_ERRORS)
 
 
 def _sha256_of(path: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from conftest import until
 from shard_folders import (
     NAMES,
     PER_SHARD,
@@ -209,13 +210,6 @@ def test_processes_share_a_cache(shard_root: Path, server: Server, tmp_path: Pat
 
 
 # ------------------------------------------------------------------------------------------------ ahead of use
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_shards_come_without_being_read_and_keys_stay_the_same(server: Server, tmp_path: Path):
