@@ -237,7 +237,7 @@ def test_a_bad_image_is_named(photographs, write, tmp_path):
 
 
 def test_turned_transparent_and_other_images(write, tmp_path):
-    """The pixels are those that are stored, and EXIF still tells how to turn them: the shards mean the same."""
+    """The pixels stay as stored, and EXIF keeps the orientation."""
     folder = tmp_path / "data" / "train" / "a"
     folder.mkdir(parents=True)
     smooth = noise(3, 2).resize((96, 64), Image.Resampling.BICUBIC)
