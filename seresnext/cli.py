@@ -7,11 +7,14 @@ and checks that need no torch come first: arguments, recipe, missing data.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from seresnext import __version__
@@ -27,32 +30,27 @@ from seresnext.process.stop_request import StopRequest
 
 @dataclass(frozen=True)
 class Command:
-    """A command of one process: the arguments, the work, and the packages that the work needs."""
+    """A command: the arguments, the work, and the packages that the work needs.
+
+    A command is of one process, or `is_ranked`: `run(options, stop)` then works without torch, and returns the job of
+    a rank, or None if the command is done. `recorded_run` returns the run folder that gets the status of a failure.
+    """
 
     add_arguments: Callable[[Parser], None]
     run: Callable[..., Any]
     interrupted: str = "interrupted"  # printed after Ctrl-C
     packages: Sequence[str] = PACKAGES
-
-
-@dataclass(frozen=True)
-class RankedCommand(Command):
-    """A command of many ranks.
-
-    `run(options, stop)` works without torch, and returns the job of a rank, or None if the command is done.
-    `record_refusal` writes a failure into the run folder.
-    """
-
-    record_refusal: Callable[[Namespace, Failure], None] = lambda options, failure: None
+    is_ranked: bool = False
+    recorded_run: Callable[[Namespace], Path | None] = lambda options: None
 
 
 # The first line of the docstring of `run` describes the command in the help.
 COMMANDS: dict[str, Command] = {
-    "train": RankedCommand(train.add_arguments, train.prepare, record_refusal=train.record_refusal),
-    "finetune": RankedCommand(finetune.add_arguments, finetune.prepare, record_refusal=finetune.record_refusal),
-    "check": RankedCommand(check.add_arguments, check.prepare),
-    "validate": RankedCommand(validate.add_arguments, validate.prepare),
-    "report": RankedCommand(report.add_arguments, report.prepare),
+    "train": Command(train.add_arguments, train.prepare, is_ranked=True, recorded_run=train.recorded_run),
+    "finetune": Command(finetune.add_arguments, finetune.prepare, is_ranked=True, recorded_run=finetune.recorded_run),
+    "check": Command(check.add_arguments, check.prepare, is_ranked=True),
+    "validate": Command(validate.add_arguments, validate.prepare, is_ranked=True),
+    "report": Command(report.add_arguments, report.prepare, is_ranked=True),
     "doctor": Command(data_doctor.add_arguments, data_doctor.run, "interrupted; nothing was written"),
     "compare": Command(tools.compare_arguments, tools.compare),
     "predict": Command(predict.add_arguments, predict.run),
@@ -79,7 +77,7 @@ def main(words: Sequence[str], stop: StopRequest) -> int:
     count = 2 if words[:1] == ["prepare"] else 1
     name, arguments = " ".join(words[:count]), words[count:]
     command = COMMANDS.get(name)
-    if isinstance(command, RankedCommand):
+    if command and command.is_ranked:
         return _run_ranks(name, command, arguments, stop)
     gc.enable()
     if command is None:
@@ -114,7 +112,7 @@ def _run_alone(name: str, command: Command, arguments: Sequence[str]) -> None:
     command.run(options)
 
 
-def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop: StopRequest) -> int:
+def _run_ranks(name: str, command: Command, arguments: Sequence[str], stop: StopRequest) -> int:
     """Prepare a job on each rank, without torch. Then do the job on all ranks together. Return the exit code."""
     options, has_world, job, unprepared = Namespace(), False, None, None
     try:
@@ -142,8 +140,13 @@ def _run_ranks(name: str, command: RankedCommand, arguments: Sequence[str], stop
             job(world)
     except Failure as failure:
         print_failure(failure, has_world, is_stopping=lambda: stop.has_come)
-        if not failure.is_recorded and is_first_rank():
-            command.record_refusal(options, failure)
+        folder = command.recorded_run(options)
+        # os.path.isdir raises nothing.
+        if folder and os.path.isdir(folder) and not failure.is_recorded and is_first_rank():  # noqa: PTH112
+            with suppress(ImportError):  # This Python may lack torch.
+                from seresnext.run.folder import record_refusal
+
+                record_refusal(folder, str(failure))
         return failure.exit_code
     except KeyboardInterrupt:
         if is_first_rank():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from seresnext.errors import DataError, Failure, UsageError
 from seresnext.printable import shown_path
@@ -52,23 +51,24 @@ def check_output_file(path: Path, option: str) -> None:
     """Raise UsageError if a file cannot be written, so that long work does not end without a result."""
     place = path.absolute()
     nearest = next(each for each in (place, *place.parents) if os.path.exists(each))  # noqa: PTH110 (raises nothing)
-    written = place.parent if place.is_file() else nearest  # A file is replaced, a device is not.
+    # A file is replaced, also behind a link. A device is not.
+    is_replaced = place.is_file() and not _is_device(place)
+    written = Path(os.path.realpath(place)).parent if is_replaced else nearest
     if nearest.is_dir() == (nearest == place) or not os.access(written, os.W_OK):
         raise UsageError(f"{path} cannot be written; choose another file with {option}")
 
 
-def read_small_json(path: Path) -> Any:
-    """Return the content of a JSON file, or None for an unreadable file.
+def read_small_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or an empty dict for another file.
 
-    Unreadable are files over 1 MiB, devices, pipes (which may have no end) and deeply nested content.
+    Not read are files over 1 MiB, devices, pipes (which may have no end) and deeply nested content.
     """
-    try:
+    found = None
+    with suppress(OSError, ValueError, RecursionError):
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
-            return None
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
+        if stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_BYTES:
+            found = json.loads(path.read_text())
+    return found if isinstance(found, dict) else {}
 
 
 def read_lines(path: Path) -> list[str]:
@@ -89,51 +89,58 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}:{number} is not UTF-8 (byte 0x{content[error.start]:02x}); save as UTF-8") from None
 
 
-class NewFile(io.FileIO):
-    """The file that an option of a command names. The file appears at the end of the block, unless there is an error.
+def _is_device(path: Path) -> bool:
+    """Return whether a path is a device, a pipe, or a name of an open file, such as /dev/stdout or /dev/fd/3."""
+    return path.exists() and (not path.is_file() or (path.is_symlink() and path.is_relative_to("/dev")))
 
-    A device such as /dev/stdout is written and not replaced. Raise UsageError for a path where no file can be, and
-    Failure for a write that fails.
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield the file that an option of a command names. The file appears at the end of the block, not after an error.
+
+    A link stays, and the file behind it is replaced. A device, a pipe, and /dev/stdout also if redirected to a file, is
+    appended to and not replaced. Raise UsageError for a path where no file can be, and Failure for a write that fails.
     """
-
-    def __init__(self, path: Path) -> None:
-        is_device = path.exists() and not path.is_file()
-        self._path, self._temporary = path, path if is_device else path.with_name(f".{path.name}.part")
-        self._failure = f"{shown_path(path)} cannot be written: {{}}; choose another file"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            super().__init__(self._temporary, "w")
-        except OSError as error:
-            raise UsageError(self._failure.format(error.strerror)) from None
-
-    def write(self, data: Any, /) -> int:
-        """Write all bytes of the data."""
-        rest = memoryview(data).cast("B")
-        try:
-            while rest:
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            raise Failure(self._failure.format(error.strerror)) from None
-        return memoryview(data).nbytes
-
-    def __exit__(self, kind: Any, *details: Any) -> None:
-        super().__exit__(kind, *details)
-        if self._temporary != self._path:
-            if kind:
-                self._temporary.unlink(missing_ok=True)
-            else:
-                self._temporary.replace(self._path)
+    problem = f"{shown_path(path)} cannot be written: {{}}; choose another file"
+    is_device = _is_device(path)
+    target = path if is_device else Path(os.path.realpath(path))
+    temporary = target if is_device else target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("ab" if is_device else "wb")
+    except OSError as error:
+        raise UsageError(problem.format(error.strerror)) from None
+    try:
+        with file:
+            yield file
+        if not is_device:
+            temporary.replace(target)
+    except OSError as error:
+        raise Failure(problem.format(error.strerror)) from None
+    finally:
+        if not is_device:
+            temporary.unlink(missing_ok=True)
 
 
 def write_output(path: Path, text: str) -> None:
-    """Write the file that an option of a command names. Raise the errors of NewFile."""
-    with NewFile(path) as file:
+    """Write the file that an option of a command names. Raise the errors of new_file."""
+    with new_file(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write the JSON file that an option of a command names. Raise the errors of NewFile."""
+    """Write the JSON file that an option of a command names. Raise the errors of new_file."""
     write_output(path, json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def writing_to(output: Path) -> Iterator[None]:
+    """Raise Failure if the block cannot write the folder `output`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise Failure(f"{shown_path(output)} cannot be written: {reason}; choose another folder") from None
 
 
 @contextmanager
@@ -142,13 +149,10 @@ def new_folder(output: Path) -> Iterator[Path]:
 
     Raise Failure if the folder cannot be written.
     """
-    try:
+    with writing_to(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
             folder = Path(temporary) / output.name
             folder.mkdir()
             yield folder
             folder.rename(output)
-    except OSError as error:
-        reason = error.strerror or error
-        raise Failure(f"{shown_path(output)} cannot be written: {reason}; choose another folder") from None

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 
 from seresnext.errors import DataError, UsageError
-from seresnext.printable import printable
+from seresnext.printable import printable, shorten
 
 HUB_PREFIX = "hf-hub:"  # before a repository of the Hugging Face Hub, as in timm
-_LOST_A_SLASH = re.compile(r"(https?|s3|gs|hf|ftp):/(?!/)")
 
 
-def address_in(path: str | Path) -> str | None:
-    """Return the address, such as `https://host/file`, where a path should be; None for a path.
-
-    A `Path` keeps one of the two slashes; this function restores the other.
-    """
-    text = _LOST_A_SLASH.sub(r"\1://", str(path), count=1)
-    return text if "://" in text else None
+def is_remote(path: str | Path) -> bool:
+    """Return whether a path is an address, such as `https://host/file`."""
+    return "://" in str(path)
 
 
 def expand_home(path: str | Path) -> Path:
@@ -31,23 +25,27 @@ def expand_home(path: str | Path) -> Path:
 def path_argument(text: str) -> Path:
     """Return the path in an argument of a command, with `~` expanded: a `type` for argparse.
 
-    Raises ArgumentTypeError for an empty text and for an address, which `Path` would take for folders.
+    Raises ArgumentTypeError for an empty text, an address, and a path that the system refuses, such as a path inside a
+    folder of another user. Methods of `Path` raise OSError for such a path.
     """
-    if address := address_in(text):
-        raise argparse.ArgumentTypeError(f"{address} is an address, not a path; download the file, and give the path")
-    return expand_home(not_empty(text))
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"{text} is an address, not a path; download the file, and give the path")
+    path = Path(text_argument(text))
+    try:
+        path.exists()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{shorten(text)}: {error.strerror}; give another path") from None
+    return path
 
 
 def text_argument(text: str) -> str:
-    """Return the text of an argument: a name, a path or an address. In a path `~` is expanded."""
-    return str(expand_home(text)) if not_empty(text).startswith("~") else text
+    """Return the text of an argument: a name, a path or an address. In a path `~` is expanded.
 
-
-def not_empty(text: str) -> str:
-    """Return the text of an argument. Raises ArgumentTypeError if the text is empty."""
+    Raises ArgumentTypeError for an empty text.
+    """
     if not text.strip():
         raise argparse.ArgumentTypeError("the value is empty; give a value, or omit the option")
-    return text
+    return str(expand_home(text)) if text.startswith("~") else text
 
 
 def is_list(root: str | Path) -> bool:
@@ -58,7 +56,7 @@ def is_list(root: str | Path) -> bool:
 def check_data_folder(root: str) -> None:
     """Raise DataError if the folder of the data, or the list, does not exist. An address is checked later."""
     exists = os.path.isfile if is_list(root) else os.path.isdir  # (raises nothing)
-    if not address_in(root) and not exists(root):
+    if not is_remote(root) and not exists(root):
         kind = "file" if is_list(root) else "folder"
         raise DataError(
             f"there is no {kind} {root}; give the folder of the images, or a list (.csv, .jsonl), with --data"
@@ -70,8 +68,8 @@ def checkpoint_argument(given: str) -> Path:
 
     For a run folder the message names the newest checkpoint of the folder.
     """
-    if address := address_in(given):
-        raise UsageError(f"--resume {address} is an address. Download the checkpoint, and give the path of the file")
+    if is_remote(given):
+        raise UsageError(f"--resume {given} is an address. Download the checkpoint, and give the path of the file")
     path = expand_home(given)
     is_file = os.path.isfile  # (raises nothing)
     if is_file(path):

@@ -32,7 +32,7 @@ def for_terminal(text: object) -> str:
     return "\n".join(map(_escaped, shown.split("\n")))
 
 
-def listed(lines: Sequence[str], most: int) -> list[str]:
+def listed(lines: Sequence[str], most: int = 10) -> list[str]:
     """Return at most `most` lines, and a last line that counts the rest."""
     return [*lines[:most], f"... and {len(lines) - most:,} more"] if len(lines) > most else list(lines)
 

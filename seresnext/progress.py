@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import RLock
+from typing import Any
 
 from tqdm import tqdm
 
@@ -26,6 +27,10 @@ class ProgressBar(tqdm):
 
     monitor_interval = 0
 
+    def __init__(self, **options: Any) -> None:
+        size = shutil.get_terminal_size()  # not 0 x 0, as terminals in some containers report: tqdm draws nothing then
+        super().__init__(**options, leave=False, ncols=size.columns, nrows=size.lines)
+
 
 ProgressBar.set_lock(RLock())
 
@@ -41,7 +46,7 @@ def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int],
 
     Yields a function that takes the count of items done since its last call.
     """
-    on_terminal, size = sys.stderr.isatty(), shutil.get_terminal_size()
+    on_terminal = sys.stderr.isatty()
     start = reported = time.monotonic()
     done = 0
     with ProgressBar(
@@ -49,11 +54,7 @@ def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int],
         total=total,
         unit=unit,
         unit_scale=True,
-        # Terminals in some containers report 0 x 0, and with that size tqdm draws nothing.
-        ncols=size.columns,
-        nrows=size.lines,
         delay=_QUIET_SECONDS,
-        leave=False,
         disable=not on_terminal,
     ) as bar:
 

@@ -1,4 +1,4 @@
-"""Files of a server through fsspec (extra `remote`): addresses, bounded connections, and the reasons of failures.
+"""Files of a server through fsspec (extra `remote`): addresses, bounded connections, attempts, reasons of failures.
 
 Credentials come from the places where fsspec's libraries look (environment, netrc, configuration files of the cloud),
 never from an address, and no message shows them.
@@ -6,12 +6,24 @@ never from an address, and no message shows them.
 
 from __future__ import annotations
 
+import random
 import re
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from seresnext.errors import UsageError
+from seresnext.errors import DataError, Failure, UsageError
 from seresnext.process.packages import require_extra
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+"""Attempts of a request. A server that is silent in all of them is reported before `runtime.loader_timeout` ends a run.
+
+The timeout is 600 seconds by default, and its message has no reason.
+"""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts; each pause is twice as long as the one before
 
 BUGS = (TypeError, AttributeError, AssertionError)
 """Errors of this project among the errors of fsspec's libraries, each of which raises other types."""
@@ -25,11 +37,6 @@ _FINAL_ANSWERS = (400, 401, 403, 404, 410)
 
 class Refused(Exception):
     """A failure that another attempt would not change."""
-
-
-def is_remote(root: str) -> bool:
-    """Return whether a root is an address and not a folder."""
-    return "://" in root
 
 
 def refuse_secrets(url: str, key: str) -> None:
@@ -46,7 +53,7 @@ def refuse_secrets(url: str, key: str) -> None:
 def file_system(scheme: str) -> Any:
     """Return fsspec's file system of a scheme, such as `s3` or `file`. One request takes a bounded time.
 
-    Raises UsageError without the extra, and Refused for an unknown scheme.
+    Raises UsageError without the extra, and DataError for an unknown scheme.
     """
     require_extra("remote", "fsspec", *PACKAGES.get(scheme, ()))
     import fsspec
@@ -73,7 +80,35 @@ def file_system(scheme: str) -> Any:
             found.retries = 1
         return found
     except ValueError:
-        raise Refused(f"{scheme}:// is an unknown kind of address; give https://, s3:// or gs://") from None
+        raise DataError(f"{scheme}:// is an unknown kind of address; give https://, s3:// or gs://") from None
+
+
+def retry(
+    action: Callable[[], T], problem: str, final: tuple[type[Failure], str], other: tuple[type[Failure], str]
+) -> T:
+    """Return the result of an action, tried several times.
+
+    After a `final` failure, or after the last attempt, raises the given error with the problem, the reason and the fix.
+    Refused and Failure are raised at once, unchanged.
+    """
+    number = 0
+    while True:
+        number += 1
+        try:
+            return action()
+        except (Refused, Failure, *BUGS):
+            raise
+        except Exception as error:
+            if is_final(error):
+                raise final[0](f"{problem}: {reason_of(error)}; {final[1]}") from None
+            if number == ATTEMPTS:
+                raise other[0](f"{problem}, in {number} attempts: {reason_of(error)}; {other[1]}") from None
+        time.sleep(pause(number))
+
+
+def pause(attempt: int) -> float:
+    """Return the seconds after an attempt. They are random, because a failure usually hits many processes at once."""
+    return min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * (0.5 + 0.5 * random.random())
 
 
 def is_final(error: Exception) -> bool:

@@ -25,10 +25,11 @@ def model_weights(num_classes: int = 3) -> dict[str, Tensor]:
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
-def metadata_values(recipe: Path, images: Path) -> dict[str, Any]:
-    """Return the metadata that a run of a recipe writes, as plain values."""
-    overrides = [f"data.root={images}", "ema=null", "evaluation.weights=model", "runtime.precision=fp32"]
-    values = to_values(load_recipe(recipe, overrides).recipe)
+def metadata_values(images: Path, *settings: str, recipe: Path | str = "seresnext26") -> dict[str, Any]:
+    """Return the metadata that a run of three classes writes, as plain values."""
+    usual = ["model.num_classes=3", f"data.root={images}", "data.image_size=32", "data.workers=0", "ema=null"]
+    usual += ["evaluation.weights=model", "runtime.precision=fp32"]
+    values = to_values(load_recipe(recipe, [*usual, *settings]).recipe)
     classes = sorted(folder.name for folder in (images / "val").iterdir())
     return {
         "step": 8,

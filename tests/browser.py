@@ -8,17 +8,12 @@
 No process outlives the block. Tests carry the mark `needs_chromium`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import select
 import shutil
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT, Command, needs
@@ -32,56 +27,53 @@ _KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
 
 
 class Browser:
-    def __init__(self, command: Command, write: int, read: int) -> None:
+    def __init__(self, command, write, read):
         self._command, self._write, self._read = command, write, read
         self._buffer, self._number = b"", 0
-        self.events: list[dict[str, Any]] = []
+        self.events = []
 
-    def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
+    def call(self, method, session=None, **parameters):
         """Return the result of a method of the protocol. Fail at an error, and after a minute."""
         self._number += 1
         number = self._number
         message = {"id": number, "method": method, "params": parameters, **({"sessionId": session} if session else {})}
         os.write(self._write, json.dumps(message).encode() + b"\0")
-        deadline = time.monotonic() + _TIMEOUT
-        while (answer := self._receive(deadline)).get("id") != number:
-            self.events.append(answer)
+        answer = self._receive(lambda answer: answer.get("id") == number)
         assert "error" not in answer, answer
         return answer["result"]
 
-    def wait_for(self, method: str, session: str) -> None:
+    def _receive(self, is_wanted):
+        """Return the next wanted message. The messages before are events."""
         deadline = time.monotonic() + _TIMEOUT
-        while not any(event.get("method") == method and event.get("sessionId") == session for event in self.events):
-            self.events.append(self._receive(deadline))
-
-    def _receive(self, deadline: float) -> dict[str, Any]:
-        while b"\0" not in self._buffer:
+        while True:
+            message, end, rest = self._buffer.partition(b"\0")
+            if end:
+                self._buffer, found = rest, json.loads(message)
+                if is_wanted(found):
+                    return found
+                self.events.append(found)
+                continue
             if time.monotonic() > deadline or self._command.process.poll() is not None:
                 pytest.fail(f"chromium does not answer:\n{self._command.output[-2000:]}")
             if select.select([self._read], [], [], 0.2)[0]:
                 part = os.read(self._read, 1 << 20)
                 self._buffer += part
                 time.sleep(0 if part else 0.05)  # Without a part, Chromium has not opened the pipe yet.
-        message, _, self._buffer = self._buffer.partition(b"\0")
-        return json.loads(message)
 
-    def open(
-        self, path: Path | str, width: int = 1280, height: int = 900, scheme: str = "light", script: bool = True
-    ) -> Page:
+    def open(self, path, width=1280, height=900, scheme="light", script=True):
         """Return an HTML file, or an address, as a page of a size, `light` or `dark`, with or without JavaScript."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        page = Page(self, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
         for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable", session)
+            page.call(f"{domain}.enable")
         size = {"width": width, "height": height, "deviceScaleFactor": 1}
-        self.call("Emulation.setDeviceMetricsOverride", session, mobile=False, **size)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.call("Emulation.setEmulatedMedia", session, features=features)
-        self.call("Emulation.setScriptExecutionDisabled", session, value=not script)
+        page.call("Emulation.setDeviceMetricsOverride", mobile=False, **size)
+        page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        page.call("Emulation.setScriptExecutionDisabled", value=not script)
         started = time.monotonic()
-        self.call("Page.navigate", session, url=path if isinstance(path, str) else path.absolute().as_uri())
-        self.wait_for("Page.loadEventFired", session)
-        page = Page(self, session)
+        page.call("Page.navigate", url=path if isinstance(path, str) else path.absolute().as_uri())
+        if not page.events("Page.loadEventFired"):
+            self._receive(lambda event: event.get("method") == "Page.loadEventFired")
         if script:
             page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")  # The page is drawn.
         page.seconds = time.monotonic() - started
@@ -91,48 +83,45 @@ class Browser:
 class Page:
     """An open page. `seconds` is the time from the navigation to the first drawn frame."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
+    def __init__(self, browser, session):
         self._browser, self._session = browser, session
-        self.seconds = 0.0
 
-    def evaluate(self, expression: str) -> Any:
-        options = {"returnByValue": True, "awaitPromise": True}
-        answer = self._browser.call("Runtime.evaluate", self._session, expression=expression, **options)
+    def call(self, method, **parameters):
+        return self._browser.call(method, self._session, **parameters)
+
+    def evaluate(self, expression):
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def press(self, key: str, **options: Any) -> None:
+    def press(self, key):
         """Press a key of `_KEYS`, as a person does."""
         code, text = _KEYS[key]
-        common = {"key": key, "windowsVirtualKeyCode": code, **options}
-        self._browser.call("Input.dispatchKeyEvent", self._session, type="keyDown", text=text, **common)
-        self._browser.call("Input.dispatchKeyEvent", self._session, type="keyUp", **common)
+        for kind in ({"type": "keyDown", "text": text}, {"type": "keyUp"}):
+            self.call("Input.dispatchKeyEvent", key=key, windowsVirtualKeyCode=code, **kind)
 
-    def type(self, text: str) -> None:
-        self._browser.call("Input.insertText", self._session, text=text)
+    def type(self, text):
+        self.call("Input.insertText", text=text)
+
+    def events(self, *methods):
+        """Return the parameters of the events of some methods."""
+        own = [event for event in self._browser.events if event.get("sessionId") == self._session]
+        return [event["params"] for event in own if event["method"] in methods]
 
     @property
-    def errors(self) -> list[str]:
+    def errors(self):
         """Errors and warnings of the console, and uncaught exceptions."""
-        names = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
-        return [json.dumps(event["params"]) for event in self._events() if event["method"] in names]
+        return [*map(json.dumps, self.events("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"))]
 
     @property
-    def requests(self) -> list[str]:
+    def requests(self):
         """Addresses that the page loaded, without the data in the page."""
-        events = (event["params"]["request"]["url"] for event in self._events("Network.requestWillBeSent"))
-        return [url for url in events if not url.startswith("data:")]
-
-    def _events(self, method: str | None = None) -> Iterator[dict[str, Any]]:
-        return (
-            event
-            for event in self._browser.events
-            if event.get("sessionId") == self._session and method in (None, event["method"])
-        )
+        urls = [event["request"]["url"] for event in self.events("Network.requestWillBeSent")]
+        return [url for url in urls if not url.startswith("data:")]
 
 
 @contextmanager
-def open_browser(folder: Path) -> Iterator[Browser]:
+def open_browser(folder):
     """Start a browser whose files are in an empty folder. The end of the block kills all processes."""
     assert CHROMIUM
     there, back = folder / "in", folder / "out"

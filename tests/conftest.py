@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import getpass
+import importlib.util
 import os
 import shutil
 import signal
@@ -78,6 +79,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Wait until `condition()` holds. Fail after some seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def needs(is_there: bool, reason: str) -> pytest.MarkDecorator:
     """Return a mark that skips a test on a machine that cannot run the test. In CI the test runs, and fails."""
     return pytest.mark.skipif(not is_there and not in_ci(), reason=reason)
@@ -106,6 +115,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`without(package)` lets a package look as if it were not installed."""
+    find = importlib.util.find_spec
+    return lambda package: monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else find(name)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ processes

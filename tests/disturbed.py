@@ -4,41 +4,18 @@ PART is `data` (each batch of the rank takes so many seconds longer), `computing
 `spoilt`: the labels of step 141 are wrong, and the batches from step 151 on take so many seconds longer.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time
-from functools import wraps
-from typing import Any
 
 
-def slow_down(owner: Any, name: str, seconds: float, first_step: int = 0) -> None:
-    """Let a method sleep before each call, or before the batches from a step on (from 0)."""
+def change(owner, name, action):
+    """Let an action change the argument of a method."""
     function = getattr(owner, name)
-
-    @wraps(function)
-    def slowed(self: Any, batch: Any) -> Any:
-        if not first_step or batch.step >= first_step:
-            time.sleep(seconds)
-        return function(self, batch)
-
-    setattr(owner, name, slowed)
+    setattr(owner, name, lambda self, batch: function(self, action(batch)))
 
 
-def spoil_labels(owner: Any, name: str, step: int) -> None:
-    """Give the batches of a step (from 0) wrong labels."""
-    function = getattr(owner, name)
-
-    @wraps(function)
-    def spoiled(self: Any, batch: Any) -> Any:
-        labels = (batch.labels + 1) % 3 if batch.step == step else batch.labels
-        return function(self, batch._replace(labels=labels))
-
-    setattr(owner, name, spoiled)
-
-
-def main(part: str, rank: str, seconds: str, *arguments: str) -> int:
+def main(part, rank, seconds, *arguments):
     from exactness import narrow
 
     from seresnext import cli
@@ -47,16 +24,22 @@ def main(part: str, rank: str, seconds: str, *arguments: str) -> int:
     from seresnext.process.stop_request import StopRequest
     from seresnext.training.step import TrainingStep
 
+    def delay(batch):
+        if part != "spoilt" or batch.step >= 150:
+            time.sleep(float(seconds))
+        return batch
+
+    def spoil(batch):
+        return batch._replace(labels=(batch.labels + 1) % 3) if batch.step == 140 else batch
+
     registry.create_model = narrow
     if rank == os.environ.get("RANK", "0"):
-        match part:
-            case "data":
-                slow_down(TrainImages, "make", float(seconds))
-            case "computing":
-                slow_down(SENet, "forward_features", float(seconds))
-            case "spoilt":
-                spoil_labels(TrainingStep, "_forward_backward", 140)
-                slow_down(TrainImages, "make", float(seconds), first_step=150)
+        if part in ("data", "spoilt"):
+            change(TrainImages, "make", delay)
+        if part == "computing":
+            change(SENet, "forward_features", delay)
+        if part == "spoilt":
+            change(TrainingStep, "_forward_backward", spoil)
     with StopRequest() as stop:
         return cli.main(["train", *arguments], stop)
 

@@ -31,6 +31,12 @@ def make_oracle(name: str, seed: int) -> torch.nn.Module:
     return model.eval()
 
 
+def assert_same_logits(model: torch.nn.Module, oracle: torch.nn.Module) -> None:
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(images), oracle(images))
+
+
 def run(*words: object) -> int:
     with StopRequest() as stop:
         return cli.main([str(word) for word in words], stop)

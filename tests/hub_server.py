@@ -9,8 +9,10 @@ import base64
 import hashlib
 import json
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from flask import Flask, Response, request
@@ -20,33 +22,37 @@ COMMIT = "c" * 40
 
 
 class Hub:
-    """The files by repository and path, and the requests so far."""
+    """The files by repository and path, the tokens so far, and the environment of a process that uses the hub."""
 
-    def __init__(self) -> None:
-        self.files: dict[str, dict[str, bytes]] = {}
+    def __init__(self, address: str, cache: Path) -> None:
+        self.address = address
+        self.files: dict[str, dict[str, bytes]] = defaultdict(dict)
         self.tokens: set[str | None] = set()
-        self.address = ""
-        self._large: dict[str, bytes] = {}
+        self.environment = {
+            "HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_TOKEN": "hf_test", "NO_PROXY": "127.0.0.1",
+        }  # fmt: skip
 
-    def app(self) -> Flask:
-        app = Flask(__name__)
-        app.add_url_rule("/api/repos/create", view_func=self.create, methods=["POST"])
-        app.add_url_rule("/api/validate-yaml", view_func=lambda: {"errors": [], "warnings": []}, methods=["POST"])
-        app.add_url_rule("/api/models/<org>/<name>/preupload/main", view_func=self.preupload, methods=["POST"])
-        app.add_url_rule("/<org>/<name>.git/info/lfs/objects/batch", view_func=self.batch, methods=["POST"])
-        app.add_url_rule("/large/<oid>", view_func=self.upload, methods=["PUT"])
-        app.add_url_rule("/api/models/<org>/<name>/commit/main", view_func=self.commit, methods=["POST"])
-        app.add_url_rule("/<org>/<name>/resolve/main/<path:path>", view_func=self.download)
-        return app
 
-    def create(self) -> Any:
-        values = request.get_json()
-        self.tokens.add(request.headers.get("Authorization"))
-        repository = f"{values['organization']}/{values['name']}"
-        self.files.setdefault(repository, {})
-        return {"url": f"{self.address}/{repository}", "name": repository, "id": "1"}
+@contextmanager
+def serve_hub(cache: Path) -> Iterator[Hub]:
+    app = Flask(__name__)
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    hub = Hub(f"http://127.0.0.1:{server.port}", cache)
+    large: dict[str, bytes] = {}
 
-    def preupload(self, org: str, name: str) -> Any:
+    @app.post("/api/repos/create")
+    def create() -> Any:
+        hub.tokens.add(request.headers.get("Authorization"))
+        repository = "{organization}/{name}".format(**request.get_json())
+        return {"url": f"{hub.address}/{repository}", "name": repository, "id": "1"}
+
+    @app.post("/api/validate-yaml")
+    def validate() -> Any:
+        return {"errors": [], "warnings": []}
+
+    @app.post("/api/models/<path:repository>/preupload/main")
+    def preupload(repository: str) -> Any:
         modes = {True: "lfs", False: "regular"}
         paths = [file["path"] for file in request.get_json()["files"]]
         return {
@@ -56,40 +62,37 @@ class Hub:
             ]
         }
 
-    def batch(self, org: str, name: str) -> Any:
+    @app.post("/<path:repository>.git/info/lfs/objects/batch")
+    def batch(repository: str) -> Any:
         objects = request.get_json()["objects"]
         for entry in objects:
-            entry["actions"] = {"upload": {"href": f"{self.address}/large/{entry['oid']}", "header": {}}}
+            entry["actions"] = {"upload": {"href": f"{hub.address}/large/{entry['oid']}", "header": {}}}
         body = {"transfer": "basic", "objects": objects}
         return Response(json.dumps(body), mimetype="application/vnd.git-lfs+json")
 
-    def upload(self, oid: str) -> Any:
-        self._large[oid] = request.get_data()
+    @app.put("/large/<oid>")
+    def upload(oid: str) -> Any:
+        large[oid] = request.get_data()
         return ""
 
-    def commit(self, org: str, name: str) -> Any:
-        files = self.files[f"{org}/{name}"]
+    @app.post("/api/models/<path:repository>/commit/main")
+    def commit(repository: str) -> Any:
         for line in request.get_data().splitlines():
             entry = json.loads(line)
             if entry["key"] == "file":
-                files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                hub.files[repository][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             elif entry["key"] == "lfsFile":
-                files[entry["value"]["path"]] = self._large[entry["value"]["oid"]]
-        return {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.address}/{org}/{name}/commit/{COMMIT}"}
+                hub.files[repository][entry["value"]["path"]] = large[entry["value"]["oid"]]
+        return {"success": True, "commitOid": COMMIT, "commitUrl": f"{hub.address}/{repository}/commit/{COMMIT}"}
 
-    def download(self, org: str, name: str, path: str) -> Any:
-        content = self.files.get(f"{org}/{name}", {}).get(path)
+    @app.get("/<org>/<name>/resolve/main/<path:path>")
+    def download(org: str, name: str, path: str) -> Any:
+        content = hub.files[f"{org}/{name}"].get(path)
         if content is None:
             return Response("not found", 404, {"X-Error-Code": "EntryNotFound"})
         digest = hashlib.sha256(content).hexdigest()
         return Response(content, headers={"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT})
 
-
-@contextmanager
-def serve_hub() -> Iterator[Hub]:
-    hub = Hub()
-    server = make_server("127.0.0.1", 0, hub.app(), threaded=True)
-    hub.address = f"http://127.0.0.1:{server.port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

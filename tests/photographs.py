@@ -12,9 +12,9 @@ from seresnext.data.readers.photo_choice import PhotoChoice
 from seresnext.data.readers.photos import PhotoReader
 
 
-def photo(seed: int, format: str = "JPEG", size: int = 12) -> bytes:
+def photo(seed: int, format: str = "JPEG", size: int = 12, **options: object) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
-    return encoded(Image.fromarray(pixels), format)
+    return encoded(Image.fromarray(pixels), format, **options)
 
 
 def make(root: Path, *files: str) -> Path:

@@ -6,11 +6,12 @@ python tests/small_digits.py train|validate ARGUMENTS...
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def small(_: str, num_classes: int = 10, in_channels: int = 3, **options: Any) -> nn.Module:
@@ -26,18 +27,28 @@ def small(_: str, num_classes: int = 10, in_channels: int = 3, **options: Any) -
             net.set_submodule(f"layer{number}", senet._stage(block, rate, stride=min(number, 2), **sizes))
         net.num_features = 32
         net.reset_classifier(num_classes)
-        net._initialise(zero_init_last=False)
+        net._initialise(options.get("zero_init_last", False))
     return net
+
+
+def install(replace: Callable[[Any, str, Any], object] = setattr) -> None:
+    """Use the network for trainings and validations."""
+    from seresnext.models import pretrained, registry
+    from seresnext.run import validate
+
+    def identify(tensors: dict[str, Tensor], *_: object) -> pretrained.ModelSizes:
+        return pretrained.ModelSizes("legacy_seresnext26_32x4d", len(tensors["last_linear.bias"]), 3)
+
+    replace(registry, "create_model", small)
+    replace(validate, "create_model", small)
+    replace(pretrained, "identify_model", identify)
 
 
 def main(command: str, arguments: list[str]) -> int:
     from seresnext import cli
-    from seresnext.models import pretrained, registry
     from seresnext.process.stop_request import StopRequest
-    from seresnext.run import validate
 
-    registry.create_model = validate.create_model = small
-    pretrained.identify_model = lambda *_: pretrained.ModelSizes("legacy_seresnext26_32x4d", 10, 3)
+    install()
     with StopRequest() as stop:
         return cli.main([command, *arguments], stop)
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import seresnext
 from seresnext.errors import CheckpointError, DataError, UsageError
-from seresnext.models import locate, open_weights
+from seresnext.models import open_weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -155,9 +155,7 @@ def test_files_that_cannot_be_used_are_named(classifier, tmp_path, pixels):
 
 
 def test_a_run_gives_classes_preprocessing_and_limit(tmp_path, tiny_image_folder):
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text("model: {name: seresnext26, num_classes: 3}\ndata: {image_size: 32, max_pixels: 5000}\n")
-    values = metadata_values(recipe, tiny_image_folder())
+    values = metadata_values(tiny_image_folder(), "data.max_pixels=5000")
     write_checkpoint(tmp_path / "last.safetensors", model_weights(3), values)
     found = seresnext.load(str(tmp_path))
     assert (found.classes, found.max_pixels) == (["class_0", "class_1", "class_2"], 5000)
@@ -179,16 +177,6 @@ def test_a_model_for_other_channels_is_refused(tmp_path):
         seresnext.load(tmp_path / "a.safetensors")
 
 
-def test_a_name_is_the_published_file(monkeypatch, file):
-    monkeypatch.setattr(locate, "find_published", {"seresnext26": file}.__getitem__)
-    assert seresnext.load("seresnext26").source == str(file)
-
-
-def test_a_name_of_the_hub_is_downloaded(monkeypatch, file):
-    monkeypatch.setattr(locate, "download", {"org/name": file}.__getitem__)
-    assert len(seresnext.load("hf-hub:org/name").classes) == 7
-
-
 def test_the_published_files_have_imagenets_names(tmp_path):
     save_file(seresnext.create_model("seresnext26").state_dict(), tmp_path / "a.safetensors")
     classes = seresnext.load(tmp_path / "a.safetensors").classes
@@ -203,9 +191,7 @@ def test_the_fine_tuning_of_the_document_learns(tmp_path, monkeypatch, tiny_imag
     assert len(code[1].strip().splitlines()) <= 20
     (tmp_path / "photos").symlink_to(tiny_image_folder(classes=2, per_class=16))
     monkeypatch.chdir(tmp_path)
-    Path("tiny.yaml").write_text("model: {name: seresnext26, num_classes: 3}\ndata: {image_size: 32}\n")
-    values = metadata_values(Path("tiny.yaml"), tiny_image_folder())
-    write_checkpoint(Path("tiny.safetensors"), model_weights(3), values)
+    write_checkpoint(Path("tiny.safetensors"), model_weights(3), metadata_values(tiny_image_folder()))
     torch.manual_seed(0)
     small = code[1].replace("seresnext50", "tiny.safetensors").replace("range(5)", "range(3)")
     exec(compile(small, "predict.md", "exec"), names := {})

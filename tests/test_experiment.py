@@ -9,7 +9,6 @@ import experiment
 import pytest
 from run_folders import events
 
-from seresnext.errors import UsageError
 from seresnext.recipe.load import load_recipe
 
 # The output of timm's train.py for two epochs. The mean of all batches, in parentheses, counts.
@@ -59,13 +58,6 @@ def test_trainings_beside_timms(run, tmp_path, capsys):
         assert "runtime.seed=3" in row["command"]
     assert "| timm | 3 | 30.0 | 80.0 |" in capsys.readouterr().out
     assert run("plain", "--seeds", 3)["plain", 3] == rows["plain", 3]  # A finished training is not repeated.
-
-
-def test_mistakes(run, tmp_path):
-    with pytest.raises(UsageError, match="no experiment is called bset; the names are plain, best"):
-        run("bset")
-    with pytest.raises(UsageError, match="nowhere is not a file"):
-        run("--timm", tmp_path / "nowhere")
 
 
 def test_all_experiments_are_recipes_and_plain_is_timms():

@@ -66,27 +66,39 @@ def test_an_error_names_the_file_and_leaves_no_temporary_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", None, b"[" * 100_000, b" " * (1 << 20) + b"{}", "zero", "pipe"]
+    "content", [b"", b"{", b"[1]", b"\xff\xfe", None, b"[" * 100_000, b" " * (1 << 20) + b"{}", "zero", "pipe"]
 )
-def test_an_unreadable_file_is_none(tmp_path, content):
+def test_an_unreadable_file_is_empty(tmp_path, content):
     if content == "pipe":
         os.mkfifo(tmp_path / "file")
     elif content == "zero":
         (tmp_path / "file").symlink_to("/dev/zero")
     elif content is not None:
         (tmp_path / "file").write_bytes(content)
-    assert read_small_json(tmp_path / "file") is None
+    assert read_small_json(tmp_path / "file") == {}
 
 
 def test_the_json_of_an_option(tmp_path):
-    """A pipe stands for a device: it is written and not replaced."""
-    write_json(tmp_path / "new" / "file", {"a": 1})
-    assert json.loads((tmp_path / "new" / "file").read_text()) == {"a": 1}
+    """A pipe stands for a device: it is written and not replaced. So is redirected output, which is an open file.
+
+    A link stays.
+    """
+    (tmp_path / "link").symlink_to("new/file")
+    for value, name in (({"a": 1}, "new/file"), ([3], "link")):
+        write_json(tmp_path / name, value)
+        assert json.loads((tmp_path / "new" / "file").read_text()) == value
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     write_json(tmp_path / "pipe", [2])
     assert json.loads(os.read(reader, 100)) == [2]
     os.close(reader)
+    with (tmp_path / "redirected").open("w") as file:
+        check_output_file(Path(f"/dev/fd/{file.fileno()}"), "--json")
+        for number in (3, 4):
+            write_json(Path(f"/dev/fd/{file.fileno()}"), number)
+    assert (tmp_path / "redirected").read_text() == "3\n4\n"
     with pytest.raises(Failure, match=r"cannot be written: .*; choose another file"):
         write_json(tmp_path / "new" / "file" / "x", 1)
 

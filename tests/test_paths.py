@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import re
 from pathlib import Path
 
 import pytest
 
 from seresnext.errors import UsageError
-from seresnext.paths import address_in, checkpoint_argument, expand_home, path_argument
+from seresnext.paths import checkpoint_argument, expand_home, is_remote, path_argument, text_argument
 
 
 @pytest.mark.parametrize("given", ["http://h/a", "https://h//a?x=//", "s3://b/a", "hf://a", "simplecache::s3://b/a"])
 def test_an_address_is_not_a_path(given):
-    assert address_in(given) == given
-    with pytest.raises(argparse.ArgumentTypeError) as caught:
+    assert is_remote(given)
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(given)):
         path_argument(given)
-    assert given in str(caught.value)
+    assert "Download" in refusal(given)
 
 
-def test_the_lost_slash_of_an_address_is_restored():
-    assert address_in(Path("https://host/a/b.pth")) == "https://host/a/b.pth"
-    for path in ("a", "/a/b", "./https/a", "a:/b", "https:", "C:\\a"):
-        assert address_in(path) is None
-        assert path_argument(path) == Path(path)
-
-
-def test_the_home_folder(monkeypatch):
+def test_the_home_folder_and_texts_that_are_no_path(monkeypatch):
     monkeypatch.setenv("HOME", "/house")
     assert path_argument("~/runs/a b") == expand_home(Path("~/runs/a b")) == Path("/house/runs/a b")
-    for path in ("a/~", "./~", "~nobody-of-this-name/a"):
+    for path in ("a/~", "./~", "~nobody-of-this-name/a", "a:/b", "https:", "C:\\a"):
+        assert not is_remote(path)
         assert path_argument(path) == Path(path)
+    assert text_argument("~/images") == "/house/images"
+    for empty, argument in itertools.product(("", " "), (path_argument, text_argument)):
+        with pytest.raises(argparse.ArgumentTypeError, match="the value is empty"):
+            argument(empty)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"x\.\.\.: File name too long; give another path"):
+        path_argument("x" * 300)
 
 
 def refusal(given) -> str:
@@ -62,8 +64,3 @@ def test_the_newest_checkpoint_of_a_folder_is_named(tmp_path):
     newest.touch()
     for given in (tmp_path, newest.parent):
         assert checkpoint_argument(refusal(given).rpartition("--resume ")[2]) == newest
-
-
-def test_an_address_of_a_checkpoint():
-    assert "https://host//last.safetensors" in refusal("https://host//last.safetensors")
-    assert "Download" in refusal("s3:/bucket/last.safetensors")

@@ -37,12 +37,6 @@ def test_interrupted_it_leaves_no_process(start_command):
     assert command.finish(timeout=20, grace=0.5).returncode == 130
 
 
-def test_a_program_that_is_none(run_command):
-    result = run_command([sys.executable, SOAK, "--program", "nowhere.py"])
-    assert result.returncode == 2
-    assert "--program nowhere.py: no such file" in result.stderr
-
-
 def run_folder(folder, weight, loss, speed):
     (folder / "checkpoints").mkdir(parents=True)
     save_file({"model.weight": np.array([weight])}, folder / "checkpoints" / "last.safetensors")

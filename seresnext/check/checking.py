@@ -10,7 +10,7 @@ from pathlib import Path
 from seresnext.check.data import check_data
 from seresnext.check.devices import check_devices
 from seresnext.check.disk import check_disk, judge_time
-from seresnext.check.findings import CheckFailed, Finding, judge, table
+from seresnext.check.findings import SECTIONS, Finding, judge, table
 from seresnext.check.recipe import check_recipe
 from seresnext.data import pipeline
 from seresnext.data.readers import Reader
@@ -37,7 +37,7 @@ def check(
     price: float | None = None,
     json: Path | None = None,
 ) -> None:
-    """Check a run into the folder `output`, on all ranks, and print the table on rank 0. Raises CheckFailed.
+    """Check a run into the folder `output`, on all ranks, and print the table on rank 0. Raises the first failure.
 
     Without `has_data`, synthetic photographs stand for the images. `full`, `strict`, `price` (of an hour) and `json`
     are the options of the command.
@@ -71,7 +71,11 @@ def check(
     console.print(f"{', '.join(f'{count} {name}' for name, count in counts.items())}, in {seconds:.0f} s")
     failing = ("failure", "warning") if strict else ("failure",)
     bad = world.broadcast([finding for finding in findings if finding.verdict in failing])
-    failed = CheckFailed(bad) if bad else None
+    failed = None
+    if bad:
+        names = f"problem{'s' * (len(bad) > 1)} ({', '.join(f'{each.section}: {each.name}' for each in bad)})"
+        failed = SECTIONS[bad[0].section](f"the check found {len(bad)} {names}; apply the fixes above")
+        failed.is_shared = True
     if json and world.is_first:
         result = {"exit_code": failed.exit_code if failed else 0, **counts, "seconds": seconds}
         write_json(json, {**result, "world_size": world.size, "findings": [finding._asdict() for finding in findings]})

@@ -22,7 +22,7 @@ _FORWARD = 1 / 3  # The share of a step that its forward pass takes: the backwar
 
 def check_disk(recipe: Recipe, plan: Plan, speeds: Speeds, output: Path) -> list[Finding]:
     """Return the findings about the file system of the run folder `output`, which may not exist yet."""
-    folder = next(each for each in (output.absolute(), *output.absolute().parents) if each.is_dir())
+    folder = next(each for each in (output.absolute(), *output.absolute().parents) if each.exists())
     every = min(plan.save_every, plan.evaluate_every, plan.total)  # A validation saves, too.
     try:
         free, rate = shutil.disk_usage(folder).free, measure_writes(folder)

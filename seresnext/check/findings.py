@@ -1,4 +1,4 @@
-"""The findings of a check: verdicts with fixes, the table, and the failure at the end."""
+"""The findings of a check: verdicts with fixes, and the table."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from seresnext.errors import Failure
+from seresnext.errors import DataError, Failure, UsageError
 from seresnext.printable import for_terminal
 
-SECTIONS = {"data": 3, "recipe": 2, "devices": 2, "disk": 1, "run": 1}
-"""The sections of a check, in order, with the exit code of a failure."""
+SECTIONS = {"data": DataError, "recipe": UsageError, "devices": UsageError, "disk": Failure, "run": Failure}
+"""The sections of a check, in order, with the error at the end if the first failure is there."""
 
 _WIDTH, _INDENT = 100, 30
 Verdict = Literal["ok", "warning", "failure"]
@@ -33,17 +33,6 @@ def judge(
 ) -> Finding:
     """Return a finding with the verdict if there is something to fix, else a finding that is ok."""
     return Finding(section, name, verdict if fix else "ok", measured, fix, source, values)
-
-
-class CheckFailed(Failure):
-    """A check with failures, or with warnings under `--strict`. The exit code belongs to the first of them."""
-
-    is_shared = True
-
-    def __init__(self, bad: Sequence[Finding]) -> None:
-        names = ", ".join(f"{finding.section}: {finding.name}" for finding in bad)
-        super().__init__(f"the check found {len(bad)} problem{'s' * (len(bad) > 1)} ({names}); apply the fixes above")
-        self.exit_code = SECTIONS[bad[0].section]
 
 
 def table(section: str, findings: Sequence[Finding]) -> str:

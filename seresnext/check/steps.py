@@ -17,7 +17,7 @@ from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.distributed import World
 from seresnext.errors import out_of_memory
 from seresnext.metrics.console import Console
-from seresnext.recipe.schema import BatchSection, Recipe
+from seresnext.recipe.schema import Recipe
 from seresnext.run.assemble import Run
 from seresnext.run.estimate import Spread, peak_memory
 
@@ -29,8 +29,7 @@ def training_data(recipe: Recipe, **changes: object) -> Recipe:
     """Return a recipe whose training images always have the largest size, with more changes of `data`."""
     section = recipe.data.progressive
     size = (section and section.max_size) or recipe.data.image_size
-    data = recipe.data.model_copy(update={"image_size": size, "progressive": None, **changes})
-    return recipe.model_copy(update={"data": data})
+    return recipe.changed(data={"image_size": size, "progressive": None, **changes})
 
 
 class Steps:
@@ -38,25 +37,22 @@ class Steps:
 
     def __init__(self, recipe: Recipe, world: World, accumulation: int = 1) -> None:
         replicas = accumulation * world.size
-        synthetic = Recipe(
-            model=recipe.model.model_copy(
-                update={"weights": None, "frozen": recipe.model.never_trained, "frozen_until": None}
-            ),
-            data=training_data(recipe, format="synthetic", synthetic_images=2 * replicas, shuffle_shards=None).data,
-            mix=recipe.mix.model_copy(update={"off_after": None}),
-            batch=BatchSection(global_size=2 * replicas, micro_size=2),
-            optimizer=recipe.optimizer,
-            loss=recipe.loss.model_copy(update={"class_weights": None}),
-            ema=recipe.ema,
-            runtime=recipe.runtime.model_copy(update={"compile": False}),
+        recipe = training_data(recipe, format="synthetic", synthetic_images=2 * replicas, shuffle_shards=None).changed(
+            model={"weights": None, "frozen": recipe.model.never_trained, "frozen_until": None},
+            mix={"off_after": None},
+            batch={"global_size": 2 * replicas, "micro_size": 2},
+            loss={"class_weights": None},
+            runtime={"compile": False},
         )
+        # Lengths and schedule are the defaults, which fit any number of images.
+        sections = {name: getattr(recipe, name) for name in ("model", "data", "mix", "batch", "optimizer", "loss")}
+        synthetic = Recipe(**sections, ema=recipe.ema, runtime=recipe.runtime)
         self.run = Run(synthetic, None, world, Console(enabled=False))
         self._world = world
 
     def take(self, micro: int) -> float:
         """Take a step with micro-batches of so many images. Return the seconds until the result is on the host."""
-        batch = self.run.recipe.batch.model_copy(update={"micro_size": micro})
-        recipe = self.run.recipe.model_copy(update={"batch": batch})
+        recipe = self.run.recipe.changed(batch={"micro_size": micro})
         images, labels = pipeline.stand_in_batch(recipe, self._world.device)
         images.normal_()
         step, started = self.run.step, time.perf_counter()

@@ -7,13 +7,13 @@ step and the tensors of the model, the optimizer, the EMA and the scaler.
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, Field, InstanceOf, ValidationError
 from torch import Tensor
 
 from seresnext.errors import CheckpointError, RecipeError
@@ -24,9 +24,7 @@ from seresnext.weights.marks import FORMAT, check_format
 
 _MOST_LISTED = 50  # lines in one message: a screen
 _DEEPEST = 32  # levels of nesting in a value; a recipe has 4
-_LARGEST = 2**64  # a whole number in a value; steps and seeds are smaller
-_MOST_SKIPS = 10_000  # entries of a history; a run keeps the last 1,000 (training/nonfinite.py)
-_PERCENTAGES = ("top1", "top5", "balanced_accuracy", "macro_f1")  # of the best validation
+_LARGEST = 1e300  # a number in a value
 
 StateTensors = Mapping[str, Mapping[str, Tensor]]
 """The live tensors of a run, by prefix and by name: `{"model": {"layer0.conv1.weight": ...}, "optimizer": ...}`."""
@@ -34,14 +32,50 @@ StateTensors = Mapping[str, Mapping[str, Tensor]]
 STATE_PREFIXES = ("model", "ema", "optimizer", "scaler")
 """The keys of `StateTensors`. A checkpoint has no tensor outside these."""
 
-_JSON_KINDS: dict[str, tuple[type, ...]] = {
-    "recipe": (dict,),
-    "best": (dict, type(None)),
-    "history": (list,),
-    "dataset": (dict,),
-    "environment": (dict,),
-    "progress": (dict,),
-}
+_JSON = ("recipe", "best", "history", "dataset", "environment", "progress")
+_Count = Annotated[int, Field(ge=0, lt=10**18)]
+_Percentage = Annotated[float, Field(ge=0, le=100)]
+_Text = InstanceOf[str]  # A `str` of pydantic is UTF-8, and a name on Linux need not be.
+
+
+class _Best(BaseModel, strict=True):
+    step: _Count
+    top1: _Percentage = 0.0
+    top5: _Percentage = 0.0
+    balanced_accuracy: _Percentage = 0.0
+    macro_f1: _Percentage = 0.0
+    loss: float = 0.0
+    by: Literal["top1", "top5", "balanced_accuracy", "macro_f1", "loss"] = "top1"
+    weights: str = ""
+
+
+class _Skip(BaseModel, strict=True, extra="forbid"):
+    step: _Count
+    reason: _Text = ""
+    samples: list[_Text] = []
+
+
+class _Split(BaseModel, strict=True):
+    num_images: _Count
+    fingerprint: str
+
+
+class _Dataset(_Split):
+    classes: list[_Text]
+    val: _Split | None = None
+
+
+class _Written(BaseModel, strict=True):
+    """The metadata that runs write. The recipe and the progress have more checks."""
+
+    step: _Count
+    recipe: dict[str, Any]
+    recipe_hash: Annotated[str, Field(pattern="^[0-9A-Za-z]{0,128}$")]
+    best: _Best | None
+    history: Annotated[list[_Skip], Field(max_length=10_000)]  # A run keeps the last 1,000 (training/nonfinite.py).
+    dataset: _Dataset
+    environment: dict[str, Any]
+    progress: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,7 +101,7 @@ class CheckpointMetadata:
         """Return the metadata as strings. Equal metadata gives equal strings."""
         values = asdict(self)
         texts = {"format": FORMAT, "step": str(self.step), "recipe_hash": self.recipe_hash}
-        for name in _JSON_KINDS:
+        for name in _JSON:
             texts[name] = json.dumps(values[name], sort_keys=True, allow_nan=False)
         return texts
 
@@ -75,22 +109,18 @@ class CheckpointMetadata:
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> CheckpointMetadata:
         """Read the metadata strings of the file `source`. Raise CheckpointError for values that no run writes."""
         check_format(metadata.get("format"), source)
-        missing = {"step", "recipe_hash", *_JSON_KINDS} - metadata.keys()
-        if missing:
-            raise _error(source, f"lacks the metadata {', '.join(sorted(missing))}")
-        if not re.fullmatch(r"[0-9]{1,18}", metadata["step"]):
-            raise _error(source, f"has the step {printable(metadata['step'])}, which is not a number")
-        values = {name: _parsed(metadata, name, kinds, source) for name, kinds in _JSON_KINDS.items()}
-        found = cls(step := int(metadata["step"]), recipe_hash=metadata["recipe_hash"], **values)
-        valid = {
-            "recipe_hash": re.fullmatch(r"[0-9A-Za-z]{0,128}", found.recipe_hash) is not None,
-            "best": found.best is None or _is_best(found.best, step),
-            "history": len(found.history) <= _MOST_SKIPS and all(_is_skip(entry, step) for entry in found.history),
-            "dataset": _is_dataset(found.dataset),
-        }
-        if invalid := [name for name, is_valid in valid.items() if not is_valid]:
-            raise _error(source, f"has metadata that no run writes: {', '.join(invalid)}")
-        return found
+        values: dict[str, Any] = {"recipe_hash": metadata.get("recipe_hash")}
+        for name in {"step", *_JSON} & metadata.keys():
+            with suppress(ValueError, RecursionError):  # A value that cannot be read counts as missing.
+                values[name] = _checked(json.loads(metadata[name]))
+        try:
+            written = _Written.model_validate(values)
+        except ValidationError as error:
+            names = sorted({str(each["loc"][0]) for each in error.errors()})
+            raise _error(source, f"has missing or impossible metadata: {', '.join(names)}") from None
+        if any(part.step > written.step for part in (*written.history, written.best) if part):
+            raise _error(source, "has a best validation or a history of a later step")
+        return cls(**values)
 
     def read_recipe(self, source: str) -> Recipe:
         """Return the recipe of the run. Raise CheckpointError for a recipe that this version cannot use."""
@@ -191,66 +221,11 @@ def _flat(state: StateTensors) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for prefix, tensors in state.items() for name, tensor in tensors.items()}
 
 
-def _is_dataset(value: dict[str, Any]) -> bool:
-    val = value.get("val")
-    is_split = _is_split(value) and (val is None or (isinstance(val, dict) and _is_split(val)))
-    return is_split and _are_texts(value.get("classes"))
-
-
-def _is_split(value: dict[str, Any]) -> bool:
-    return _is_count(value.get("num_images")) and isinstance(value.get("fingerprint"), str)
-
-
-def _is_best(value: dict[str, Any], step: int) -> bool:
-    percentages = [value[name] for name in _PERCENTAGES if name in value]
-    by, loss = value.get("by", "top1"), value.get("loss", 0.0)
-    return (
-        _is_count(value.get("step"), step)
-        and by in (*_PERCENTAGES, "loss")
-        and (by == "top1" or by in value)
-        and type(loss) in (int, float)
-        and all(type(number) in (int, float) and 0 <= number <= 100 for number in percentages)
-        and isinstance(value.get("weights", ""), str)
-    )
-
-
-def _is_skip(value: Any, step: int) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() <= {"step", "reason", "samples"}
-        and _is_count(value.get("step"), step)
-        and isinstance(value.get("reason", ""), str)
-        and _are_texts(value.get("samples", []))
-    )
-
-
-def _is_count(value: Any, most: int = _LARGEST) -> bool:
-    return type(value) is int and 0 <= value <= most
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def _parsed(metadata: Mapping[str, str], name: str, kinds: tuple[type, ...], source: str) -> Any:
-    try:
-        value = json.loads(metadata[name])
-    except (ValueError, RecursionError) as error:
-        raise _error(source, f"has metadata '{name}' that is not JSON: {error}") from error
-    if not isinstance(value, kinds):
-        raise _error(source, f"has metadata '{name}' of the type {type(value).__name__}")
-    if flaw := _flaw(value):
-        raise _error(source, f"has metadata '{name}' with {flaw}, which no run writes")
-    return value
-
-
-def _flaw(value: Any, depth: int = 1) -> str | None:
-    """Return the first flaw of a JSON value, in words: deep nesting, or a number too large or not finite."""
-    if depth > _DEEPEST:
-        return f"more than {_DEEPEST} levels of nesting"
+def _checked(value: Any, depth: int = 1) -> Any:
+    """Return the value. Raise ValueError for a number that is too large or not finite, and for deep nesting."""
+    if depth > _DEEPEST or (isinstance(value, int | float) and not abs(value) <= _LARGEST):
+        raise ValueError
     if isinstance(value, dict | list):
-        items = value.values() if isinstance(value, dict) else value
-        return next(filter(None, (_flaw(item, depth + 1) for item in items)), None)
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"the number {value}"
-    return "a whole number beyond 2^64" if isinstance(value, int) and abs(value) > _LARGEST else None
+        for item in value.values() if isinstance(value, dict) else value:
+            _checked(item, depth + 1)
+    return value

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -23,15 +22,13 @@ from seresnext.checkpoint.mirror_files import RUN_ID, Damaged, MirrorFiles, Owne
 from seresnext.errors import CheckpointError, Failure, UsageError
 from seresnext.files import read_small_json, write_atomically
 from seresnext.process.signals import block_stop_signals
-from seresnext.remote import BUGS, is_final, reason_of
+from seresnext.remote import pause, reason_of, retry
 
 T = TypeVar("T")
 
 NAME = "mirror.json"
 """The file of the run folder with the id of the run."""
 
-ATTEMPTS = 6  # of a request at the start; an upload is tried until it succeeds
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts; each pause is twice as long as the one before
 REPORT_ATTEMPT = 3  # A failed upload is reported at this attempt, or at once if another attempt would not help.
 UPLOAD_SECONDS, UPLOAD_SPEED = 120, 1 << 20  # An attempt may take so many seconds, and one for so many bytes.
 END_SECONDS = 300.0  # that the end of a run waits for the last upload
@@ -73,8 +70,8 @@ class Mirror:
         belongs to another run, unless the run `starts_over`. Raises Failure if the address cannot be reached.
         """
         owner = self._owner = self._attempt(self._files.newest_owner)
-        known = None if starts_over else read_small_json(self._folder / NAME)
-        if isinstance(known, dict) and RUN_ID.fullmatch(str(known.get("run"))):
+        known = {} if starts_over else read_small_json(self._folder / NAME)
+        if RUN_ID.fullmatch(str(known.get("run"))):
             self._run = known["run"]
         elif owner and adopts and not starts_over:
             self._run = owner.run
@@ -142,38 +139,23 @@ class Mirror:
 
     def _fetch_metrics(self, upload: Upload) -> None:
         """Download `metrics.jsonl` and the states of trackers, so that curves and the run of a service continue."""
-        temporary = self._folder / ".metrics.jsonl.mirror"
+        lines: list[bytes] = []
         try:
             manifest = self._files.manifest(self._run, upload)
             if "metrics" in manifest:
-                with temporary.open("wb") as file:
-                    self._files.download(self._run, manifest["metrics"], file.write)
-                temporary.replace(self._folder / "metrics.jsonl")
+                self._files.download(self._run, manifest["metrics"], lines.append)
+                write_atomically(self._folder / "metrics.jsonl", b"".join(lines).decode())
             for name, state in manifest.get("trackers", {}).items():
                 path = self._folder / "trackers" / f"{Path(name).name}.json"
                 path.parent.mkdir(exist_ok=True)
                 write_atomically(path, json.dumps(state))
         except Exception as error:  # The run has all numbers without the file.
             self.report(f"warning: metrics.jsonl cannot be fetched from {self.address} ({reason_of(error)})")
-            temporary.unlink(missing_ok=True)
 
     def _attempt(self, action: Callable[[], T]) -> T:
-        """Return the result of an action, tried several times. Raises Failure with the answer of the server."""
-        number = 0
-        while True:
-            number += 1
-            try:
-                return action()
-            except (Damaged, Failure, *BUGS):
-                raise
-            except Exception as error:
-                problem = f"checkpoint.mirror {self.address} cannot be used: {reason_of(error)}"
-                if is_final(error):
-                    raise UsageError(f"{problem}; check the address and the credentials") from None
-                if number == ATTEMPTS:
-                    fix = "check the server, or train without the mirror: --set checkpoint.mirror=null"
-                    raise Failure(f"{problem}, in {number} attempts; {fix}") from None
-            time.sleep(_pause(number))
+        problem, final = f"checkpoint.mirror {self.address} cannot be used", "check the address and the credentials"
+        other = "check the server, or train without the mirror: --set checkpoint.mirror=null"
+        return retry(action, problem, (UsageError, final), (Failure, other))
 
     # ------------------------------------------------------------------------------------------------ uploads
 
@@ -222,7 +204,7 @@ class Mirror:
 
     def _upload_all(self) -> None:
         """Upload the newest checkpoint that waits, until the end or until a newer start owns the address."""
-        attempt, is_failing = 0, False
+        attempt, reported = 0, None  # the kind of the problem that was reported last
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._is_closing)
@@ -236,9 +218,9 @@ class Mirror:
             is_uploaded, problem = result["uploaded"], result.get("problem")
             if not is_uploaded and not Path(request["path"]).exists():
                 continue  # The run has removed the file, because a newer one waits.
-            is_failing = is_failing and "is_fenced" not in result  # A newer owner is reported in any case.
-            if problem and not is_failing and (is_uploaded or result["is_final"] or attempt == REPORT_ATTEMPT):
-                is_failing = True
+            kind = is_uploaded, "is_fenced" in result
+            if problem and kind != reported and (is_uploaded or result["is_final"] or attempt >= REPORT_ATTEMPT):
+                reported = kind
                 step = f"the checkpoint of step {request['step']}"
                 lacks = "the best checkpoint, or keeps old ones" if is_uploaded else step
                 self.report(f"warning: {self.address} lacks {lacks}: {problem}; training continues")
@@ -247,14 +229,14 @@ class Mirror:
                 return
             if not is_uploaded:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._waiting or self._gives_up, _pause(attempt))
+                    self._changed.wait_for(lambda: self._waiting or self._gives_up, pause(attempt))
                     self._waiting = self._waiting or request
                 continue
-            if is_failing and not problem:
-                self.report(f"uploads to {self.address} succeed again")
-            attempt, is_failing = 0, bool(problem)
-            self._best = self._best if problem else request["best"]
-            self._uploaded = request["step"]
+            if not problem:
+                if reported:
+                    self.report(f"uploads to {self.address} succeed again")
+                reported, self._best = None, request["best"]
+            attempt, self._uploaded = 0, request["step"]
             self.on_upload(self._uploaded)
 
     def _upload(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -278,7 +260,3 @@ class Mirror:
             return failure | {"problem": str(error)}
         last = output.strip().rpartition("\n")[2]
         return json.loads(last) if process.returncode == 0 else failure | {"problem": last or "the transfer was killed"}
-
-
-def _pause(attempt: int) -> float:
-    return min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * (0.5 + 0.5 * random.random())

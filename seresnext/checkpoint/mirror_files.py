@@ -31,10 +31,11 @@ from urllib.parse import urlsplit
 
 from seresnext.errors import UsageError
 from seresnext.files import read_small_json
+from seresnext.paths import is_remote
 from seresnext.printable import printable
 from seresnext.process.packages import require_extra
 from seresnext.process.signals import die_with_parent
-from seresnext.remote import BUGS, PACKAGES, Refused, file_system, is_final, is_remote, reason_of, refuse_secrets
+from seresnext.remote import BUGS, PACKAGES, Refused, file_system, is_final, reason_of, refuse_secrets
 
 _CHUNK = 16 << 20  # bytes
 RUN_ID = re.compile(r"[0-9a-f]{32}")

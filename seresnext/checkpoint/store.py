@@ -57,13 +57,18 @@ def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Map
     SaveError if the write fails, for example on a full disk.
     """
     assert metadata.get("step") == str(step), "the metadata belongs to another step"
-    header, order = file_format.header(tensors, metadata)
     path = folder / f"step-{step:08d}.safetensors"
+    write(path, tensors, metadata)
+    return path
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a file of tensors and metadata, as `commit` does."""
+    header, order = file_format.header(tensors, metadata)
     with _saving(path):
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with _replacing(path) as temporary:
             file_format.write_synced(temporary, header, order)
-    return path
 
 
 def receive(folder: Path, step: int, download: Callable[[Callable[[bytes], object]], None]) -> Path:
@@ -92,7 +97,9 @@ def update_link(folder: Path, name: Pointer, path: Path) -> None:
         try:
             os.link(path, temporary)
         except OSError:  # File systems without hard links raise different error numbers.
-            _copy_synced(path, temporary)
+            shutil.copyfile(path, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def prune(folder: Path, keep: int, keep_every: int | None = None) -> list[Path]:
@@ -145,12 +152,6 @@ def mark_corrupt(damaged: Iterable[Path]) -> list[Path]:
 
 
 # Reading
-
-
-def best_candidates(folder: Path, step: int) -> list[Path]:
-    """Return the files of a folder that may be the best checkpoint of a run, if the best is of `step`."""
-    paths = [folder / f"step-{step:08d}.safetensors", folder / "best.safetensors"]
-    return [path for path in paths if path.is_file()]
 
 
 def steps(folder: Path) -> dict[int, Path]:
@@ -237,13 +238,6 @@ def _replacing(path: Path) -> Iterator[Path]:
         # Also after success: a rename between two links of one file does nothing and leaves both (rename(2)).
         with suppress(OSError):  # This may fail like the write. The next start removes the file.
             temporary.unlink(missing_ok=True)
-
-
-def _copy_synced(source: Path, target: Path) -> None:
-    with source.open("rb") as reader, target.open("xb") as writer:
-        shutil.copyfileobj(reader, writer)
-        writer.flush()
-        os.fsync(writer.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

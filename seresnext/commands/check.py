@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device, add_recipe, load_run_recipe, price_argument, run_folder
+from seresnext.checkpoint.mirror_files import MirrorFiles
 from seresnext.files import check_output_file
 from seresnext.paths import check_data_folder, path_argument
 from seresnext.process.packages import require_extra
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """Declare the arguments."""
     parser.epilog = """Without --data, synthetic photographs with ImageNet's sizes stand for the images.
 docs/check.md has examples and all findings."""
     add_recipe(parser)
@@ -38,6 +38,8 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
     Reads the recipe and returns the check of a rank.
     """
     loaded = load_run_recipe(options)
+    if mirror := loaded.recipe.checkpoint.mirror:
+        MirrorFiles(mirror)
     require_extra("track", *(name for name in loaded.recipe.logging.sinks if name != "tensorboard"))
     if options.data is not None:
         check_data_folder(options.data)

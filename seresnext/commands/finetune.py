@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device, add_set
 from seresnext.commands.report import check_report, has_tracker, report_run
-from seresnext.commands.train import add_resume, check_start, record_in
+from seresnext.commands.train import add_resume, check_start
 from seresnext.errors import CheckpointError, Failure
 from seresnext.paths import path_argument, text_argument
 from seresnext.printable import shown_path
@@ -36,7 +37,6 @@ _WITHOUT_WEIGHTS = ["model.weights=null", "model.reset_head=false", "model.froze
 
 
 def add_arguments(parser: Parser) -> None:
-    """Declare the arguments."""
     require_packages(LIGHT_PACKAGES)
     parser.epilog = """examples:
   seresnext finetune photos
@@ -67,10 +67,9 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
     return partial(_finetune, options, stop)
 
 
-def record_refusal(options: Namespace, failure: Failure) -> None:
-    """Write a failure into the run folder, if the arguments name the folder."""
-    if getattr(options, "output", None):
-        record_in(options.output, failure)
+def recorded_run(options: Namespace) -> Path | None:
+    """Return the run folder, in which a failure is recorded, if the arguments name the folder."""
+    return getattr(options, "output", None)
 
 
 def _recipe(options: Namespace, found: Sequence[str] = (), fallback: Sequence[str] = ()) -> Recipe:
@@ -95,7 +94,8 @@ def _earlier_recipe(options: Namespace) -> Path | None:
         return None
     folder = options.output / "checkpoints" if options.resume == "auto" else Path(options.resume).parent
     recipe = folder.parent / "recipe.yaml"
-    return recipe if recipe.is_file() and any(folder.glob("*.safetensors")) else None
+    # os.path.isfile raises nothing.
+    return recipe if os.path.isfile(recipe) and any(folder.glob("*.safetensors")) else None  # noqa: PTH113
 
 
 def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:

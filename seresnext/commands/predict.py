@@ -9,7 +9,6 @@ from seresnext.paths import path_argument, text_argument
 
 
 def add_arguments(parser: Parser) -> None:
-    """Declare the arguments."""
     parser.epilog = """examples:
   seresnext predict --checkpoint runs/first photos/ --top 3
   find photos -name '*.jpg' | seresnext predict --checkpoint seresnext50 - --output photos.parquet

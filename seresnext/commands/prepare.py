@@ -12,7 +12,6 @@ from seresnext.paths import path_argument
 
 
 def digits_arguments(parser: Parser) -> None:
-    """Declare the arguments of `prepare digits`."""
     parser.add_argument("--output", type=path_argument, default=Path("data/digits"), metavar="DIR")
 
 
@@ -24,7 +23,6 @@ def digits(options: Namespace) -> None:
 
 
 def cifar10_arguments(parser: Parser) -> None:
-    """Declare the arguments of `prepare cifar10`."""
     parser.add_argument("archive", type=path_argument, metavar="cifar-10-binary.tar.gz")
     parser.add_argument("--output", type=path_argument, default=Path("data/cifar10"), metavar="DIR")
 
@@ -37,7 +35,6 @@ def cifar10(options: Namespace) -> None:
 
 
 def imagenet_arguments(parser: Parser) -> None:
-    """Declare the arguments of `prepare imagenet`."""
     parser.add_argument("folder", type=path_argument, metavar="DIR", help="the folder with the three downloads")
     parser.add_argument("--cache", type=path_argument, metavar="DIR", help="the folder of the index: data.cache")
     parser.add_argument("--skip-md5", action="store_true", help="compare sizes only")
@@ -51,7 +48,6 @@ def imagenet(options: Namespace) -> None:
 
 
 def shards_arguments(parser: Parser) -> None:
-    """Declare the arguments of `prepare shards`."""
     parser.epilog = """examples:
   seresnext prepare shards DATA --output DIR --short-side 256 --quality 90
   seresnext prepare shards --index FOLDER --classes FILE      (shards of another tool)

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from seresnext.arguments import Parser, table_argument
-from seresnext.files import write_json
+from seresnext.files import write_json, write_output
 from seresnext.paths import path_argument
 from seresnext.printable import printable
 
@@ -15,7 +15,6 @@ _SHOWN = 10
 
 
 def compare_arguments(parser: Parser) -> None:
-    """Declare the arguments of `compare`."""
     add = parser.add_argument
     add("first", type=table_argument, metavar="A", help="a table of `seresnext validate --table`")
     add("second", type=table_argument, metavar="B", help="a table of the same images by another model")
@@ -53,7 +52,6 @@ def compare(options: Namespace) -> None:
 
 
 def average_arguments(parser: Parser) -> None:
-    """Declare the arguments of `average`."""
     add = parser.add_argument
     add("checkpoints", type=path_argument, nargs="+", metavar="CHECKPOINT")
     add("--output", type=path_argument, required=True, metavar="FILE", help="a new file, *.safetensors")
@@ -68,7 +66,6 @@ def average(options: Namespace) -> None:
 
 
 def runs_arguments(parser: Parser) -> None:
-    """Declare the arguments of `runs`."""
     parser.add_argument("folder", type=path_argument, metavar="DIR", help="a folder that holds runs, such as runs")
     parser.add_argument("--json", type=path_argument, metavar="FILE", help="also write all values, with the recipes")
 
@@ -84,7 +81,6 @@ def runs(options: Namespace) -> None:
 
 
 def plot_arguments(parser: Parser) -> None:
-    """Declare the arguments of `plot`."""
     output = "default: curves.png, in the folder of a single run"
     parser.add_argument("runs", type=path_argument, nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument("--output", type=path_argument, metavar="FILE.png", help=output)
@@ -98,7 +94,6 @@ def plot(options: Namespace) -> None:
 
 
 def models_arguments(parser: Parser) -> None:
-    """Declare the arguments of `models`."""
     parser.add_argument("--index", action="store_true", help="print the model index of the published models as YAML")
 
 
@@ -110,7 +105,6 @@ def models(options: Namespace) -> None:
 
 
 def recipe_arguments(parser: Parser) -> None:
-    """Declare the arguments of `recipe`."""
     add = parser.add_argument
     add("--reference", action="store_true", help="print every key as a Markdown table instead")
     add("--output", type=path_argument, default=Path("recipes/schema.json"), help="default: %(default)s")
@@ -123,5 +117,5 @@ def recipe(options: Namespace) -> None:
     if options.reference:
         print(recipe_reference(), end="")
         return
-    options.output.write_text(json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_output(options.output, json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n")
     print(f"wrote {options.output}")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from argparse import Namespace
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from seresnext.arguments import Parser, add_device, add_recipe, count_argument, load_run_recipe, run_folder
-from seresnext.errors import Failure, UsageError
+from seresnext.errors import UsageError
 from seresnext.paths import check_data_folder, checkpoint_argument, text_argument
 from seresnext.process.packages import LIGHT_PACKAGES, require_extra, require_packages
 from seresnext.process.ranks import is_first_rank
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """Declare the arguments. The help lists the recipes."""
     require_packages(LIGHT_PACKAGES)
     from seresnext.recipe.files import recipe_names
 
@@ -53,7 +51,6 @@ command again resumes the run. README.md describes runs and their folders, docs/
 
 
 def add_resume(parser: Parser) -> None:
-    """Add the option `--resume`."""
     resume = "auto: from the newest checkpoint of the run folder; never: start again, and set older files aside"
     parser.add_argument("--resume", default="auto", type=text_argument, metavar="auto|never|FILE", help=resume)
 
@@ -109,21 +106,11 @@ def _train(options: Namespace, loaded: LoadedRecipe, stop: StopRequest, world: W
     )
 
 
-def record_refusal(options: Namespace, failure: Failure) -> None:
-    """Write a failure into the folder of the run that the options continue.
+def recorded_run(options: Namespace) -> Path | None:
+    """Return the folder of the run that the options continue, in which a failure is recorded.
 
     A status that stayed `preempted` would let a job script queue itself again without end. If a value of an option is
-    missing or wrong, the folder is not known, and nothing is written.
+    missing or wrong, the folder is not known.
     """
-    if "resume" not in options or options.print_recipe or options.diff or options.dry_run:
-        return
-    record_in(run_folder(options), failure)
-
-
-def record_in(folder: Path, failure: Failure) -> None:
-    """Write a failure into a run folder, if the folder is there."""
-    if folder.is_dir():
-        with suppress(ImportError):  # This Python may lack torch.
-            from seresnext.run.folder import record_refusal
-
-            record_refusal(folder, str(failure))
+    is_known = "resume" in options and not (options.print_recipe or options.diff or options.dry_run)
+    return run_folder(options) if is_known else None

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    """Declare the arguments."""
     parser.epilog = """examples:
   seresnext validate --checkpoint runs/first/checkpoints/best.safetensors
   seresnext validate --checkpoint seresnext50 --data /path/to/imagenet --json result.json

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch.distributed as dist
 
 from seresnext.errors import RankLost
-from seresnext.process.exit import write_error_file
+from seresnext.process.ranks import print_failure
 from seresnext.process.signals import in_critical_section
 
 _INTERVAL = 1.0  # seconds between two beats
@@ -53,11 +53,12 @@ class Heartbeat:
     rank `prints` that. The heartbeat of a process alone is never started.
     """
 
+    on_peer_lost: Callable[[str], None] = staticmethod(lambda message: None)
+    advice: Callable[[], str] = staticmethod(lambda: "Run the same command again")
+
     def __init__(self, store: dist.Store | None = None, rank: int = 0, size: int = 1, timeout: float = 600.0) -> None:
         self.timeout = timeout
         self.activity = "the start"
-        self.on_peer_lost: Callable[[str], None] = lambda message: None
-        self.advice: Callable[[], str] = lambda: "Run the same command again"
         self.is_stopping: Callable[[], bool] = lambda: False
         self.watches_store, self.prints = False, True
         self._store = store or dist.HashStore()
@@ -80,10 +81,8 @@ class Heartbeat:
         """Stop the threads and publish how this rank ends: an error in words, or ""."""
         self._ended.set()
         self._thread.join(_INTERVAL)  # The thread may wait for a rank that never started.
-        try:
+        with suppress(RuntimeError):  # The process that held the store has ended.
             self._publish(end)
-        except RuntimeError:  # The process that held the store has ended.
-            return
 
     def explain(self, error: BaseException) -> RankLost | None:
         """Return the failure behind an error of a collective: the lost rank. Takes a few seconds.
@@ -156,8 +155,7 @@ class Heartbeat:
     def _exit(self, lost: RankLost) -> None:
         if not lost.is_printed:
             self.on_peer_lost(str(lost))
-            print(f"error (rank {self._rank}): {lost}", file=sys.stderr, flush=True)
-        write_error_file(str(lost))
+        print_failure(lost, True, self.is_stopping)
         os._exit(lost.exit_code)
 
     def _describe(self, silent: set[int], beats: list[Beat]) -> RankLost:

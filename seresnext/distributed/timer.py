@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,8 @@ class RankTimer:
         self._hook: RemovableHandle | None = None
         self.attach(model)
         self._on_gpu = device.type == "cuda"
-        self._started: float | torch.cuda.Event | None = None
-        self._passing: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._started: Any = None  # seconds, or an event on a GPU
+        self._passing: deque[tuple[Any, Any]] = deque()
         self._data = self._computing = 0.0
         self._steps: set[int] = set()
 
@@ -66,13 +66,11 @@ class RankTimer:
         return times
 
     def _stop(self, _: Tensor) -> None:
-        started, ready, self._started = self._started, self._now(), None
-        if isinstance(started, torch.cuda.Event) and isinstance(ready, torch.cuda.Event):
-            self._passing.append((started, ready))
-        elif isinstance(started, float) and isinstance(ready, float):  # None: the backward pass is the warm-up.
-            self._computing += ready - started
+        if self._started is not None:  # None: the backward pass is the warm-up.
+            self._passing.append((self._started, self._now()))
+            self._started = None
 
-    def _now(self) -> float | torch.cuda.Event:
+    def _now(self) -> Any:
         if not self._on_gpu:
             return time.monotonic()
         event = torch.cuda.Event(enable_timing=True)
@@ -81,6 +79,6 @@ class RankTimer:
 
     def _collect(self) -> None:
         """Add the times of the micro-batches that the device has completed."""
-        while self._passing and self._passing[0][1].query():
+        while self._passing and (not self._on_gpu or self._passing[0][1].query()):
             started, ready = self._passing.popleft()
-            self._computing += started.elapsed_time(ready) / 1000
+            self._computing += started.elapsed_time(ready) / 1000 if self._on_gpu else ready - started

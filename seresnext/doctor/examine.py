@@ -50,7 +50,7 @@ def examine(root: str, networks: Networks) -> tuple[dict[str, Any], list[dict[st
     near = alone[near_pairs(looks["bits"][alone], looks["pixels"][alone])]
     findings = [find_unreadable(everything, errors), *find_copies(images, equal, near), *find_in_files(images, looks)]
     method, alike = [], []
-    if (networks.weights or networks.folds) and len(images.classes) > 1 and len(images) > networks.folds:
+    if (networks.weights or networks.folds) and len(images.classes) > 1 and len(images) > max(networks.folds, 1):
         copies = components(np.concatenate([equal, near]), len(images))
         (probabilities, distances), method, knows = _judge(images, copies, networks)
         findings[:0] = find_by_network(images, probabilities, distances, knows, max(networks.folds, 2))

@@ -78,10 +78,14 @@ def check_known(reader: Reader, weights: LoadedWeights) -> None:
 def cross_validate(reader: Collection, groups: np.ndarray, networks: Networks) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities and feature distances by networks that were trained on the other folds, as `ask` does.
 
-    The networks start from the weights with a new classifier. The images of a group share a fold.
+    The networks start from the weights with a new classifier. The images of a group share a fold. Raise DataError if
+    fewer than two images remain for a training.
     """
     world, fold = World(device=networks.device), deal_folds(reader.labels, groups, networks.folds)
-    recipe = short_recipe(reader, networks, world, len(reader) - int(np.bincount(fold).max()))
+    count = len(reader) - int(np.bincount(fold).max())
+    if count < 2:
+        raise DataError(f"apart from copies, {networks.folds} trainings have too few images; use --quick")
+    recipe = short_recipe(reader, networks, world, count)
     found = np.empty((len(reader), len(reader.classes)), np.float32), np.empty(len(reader))
     with progress("train", networks.folds * recipe.length.count, " steps") as advance:
         for number in np.unique(fold):

@@ -29,21 +29,14 @@ def compare(first: Table, second: Table, names: tuple[str, str]) -> dict[str, An
 
     Raise DataError unless both tables have the same images with the same true classes. `names` are for the message.
     """
-    places = _places_in(first, second, names)
-    right = _right(first), _right(second)[places]
+    best = first["prediction_1"], _aligned_predictions(first, second, names)
+    right = [np.array(each, object) == np.array(first["label"], object) for each in best]
     accuracies = (100 * float(right[0].mean()), 100 * float(right[1].mean()))
-    change = right[1] - right[0]  # 1, 0 or -1 for each image
+    change = right[1].astype(np.int64) - right[0]  # 1, 0 or -1 for each image
     gained, lost = int((change > 0).sum()), int((change < 0).sum())
     difference, p_value = accuracies[1] - accuracies[0], mcnemar(gained, lost)
-    changes = [
-        {
-            "image": first["image"][n],
-            "label": first["label"][n],
-            "first": first["prediction_1"][n],
-            "second": second["prediction_1"][places[n]],
-        }
-        for n in np.flatnonzero(change).tolist()
-    ]
+    keys, rows = ("image", "label", "first", "second"), zip(first["image"], first["label"], *best, strict=True)
+    changes = [dict(zip(keys, row, strict=True)) for row, changed in zip(rows, change, strict=True) if changed]
     return {
         "num_images": len(first["image"]),
         "accuracies": accuracies,
@@ -88,15 +81,8 @@ def _bootstrap(differences: Ints) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _right(table: Table) -> Ints:
-    """Return 1 for each image whose first prediction is the true class, else 0."""
-    return np.array(
-        [label == best for label, best in zip(table["label"], table["prediction_1"], strict=True)], np.int64
-    )
-
-
-def _places_in(first: Table, second: Table, names: tuple[str, str]) -> list[int]:
-    """Return the row of the second table for each row of the first."""
+def _aligned_predictions(first: Table, second: Table, names: tuple[str, str]) -> list[str]:
+    """Return the first prediction of the second table for each image of the first."""
     for table, name in ((first, names[0]), (second, names[1])):
         [(image, count)] = Counter(table["image"]).most_common(1) or [("", 0)]
         if count != 1:
@@ -111,8 +97,8 @@ def _places_in(first: Table, second: Table, names: tuple[str, str]) -> list[int]
             f"{printable(image)} is {classes[0]} in {names[0]} and {classes[1]} in {names[1]} (images that differ: "
             f"{len(different):,}); compare tables of one split with the same classes"
         )
-    rows = {image: row for row, image in enumerate(second["image"])}
-    return [rows[image] for image in first["image"]]
+    predictions = dict(zip(second["image"], second["prediction_1"], strict=True))
+    return [predictions[image] for image in first["image"]]
 
 
 def _class_differences(labels: object, differences: Ints) -> list[tuple[str, float, int]]:

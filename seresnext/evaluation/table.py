@@ -12,11 +12,12 @@ import numpy as np
 
 from seresnext.errors import DataError
 from seresnext.evaluation.statistics import Floats, Ints
-from seresnext.files import NewFile
+from seresnext.files import new_file, write_output
 from seresnext.printable import as_utf8
 from seresnext.process.packages import extra
 
 _TOP = 5  # predictions of an image
+_NUMBERS = ("probability", "loss")  # the beginnings of the names of columns with numbers
 
 Table = Mapping[str, Sequence[Any]]
 """Columns by name, with a row for each of N images in the order of the split.
@@ -46,16 +47,33 @@ def build_table(images: Sequence[str], labels: Ints, logits: Floats, classes: Se
 
 def write_table(table: Table, path: Path) -> None:
     """Write a CSV file if the name ends in `.csv`, otherwise a Parquet file. Raise UsageError or Failure."""
-    with NewFile(path) as file:
-        if path.suffix == ".csv":
-            text = io.StringIO()
-            csv.writer(text).writerows([table, *zip(*table.values(), strict=True)])
-            file.write(text.getvalue().encode())
-        else:
-            with extra("report"):
-                import pyarrow
-                import pyarrow.parquet
-            pyarrow.parquet.write_table(pyarrow.table(dict(table)), file)
+    if path.suffix == ".csv":
+        write_output(path, csv_of(table))
+    else:
+        write_parquet(table, path)
+
+
+def csv_of(columns: Table) -> str:
+    """Return columns of texts and numbers as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
+    return text.getvalue()
+
+
+def write_parquet(columns: Mapping[str, Any], path: Path) -> None:
+    """Write texts, numbers (`probability_...` and `loss`) and arrays (float32 N C) as columns of a new Parquet file."""
+    with extra("report"):
+        import pyarrow
+        import pyarrow.parquet
+
+    def column(name: str, values: Any) -> Any:
+        if isinstance(values, np.ndarray):
+            return pyarrow.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
+        return pyarrow.array(values, pyarrow.float64() if name.startswith(_NUMBERS) else pyarrow.string())
+
+    table = pyarrow.table({name: column(name, values) for name, values in columns.items()})
+    with new_file(path) as file:
+        pyarrow.parquet.write_table(table, file)
 
 
 def read_table(path: Path) -> Table:
@@ -65,9 +83,7 @@ def read_table(path: Path) -> Table:
             with path.open(newline="", encoding="utf-8") as file:
                 header, *rows = csv.reader(file)
             table = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
-            table |= {
-                name: list(map(float, table[name])) for name in header if name.startswith(("probability", "loss"))
-            }
+            table |= {name: list(map(float, table[name])) for name in header if name.startswith(_NUMBERS)}
         else:
             with extra("report"):
                 import pyarrow.parquet

@@ -37,7 +37,8 @@ def verify(folder: Path) -> tuple[Manifest, str]:
             )
     names = list(expected.images)
     if unsafe := [name for name in names if f"golden/{name}" not in manifest.files]:
-        raise CheckpointError(f"{shown_path(folder / EXPECTED)} names {printable(unsafe[0])}, which has no digest")
+        where = f"{shown_path(folder / EXPECTED)} names {printable(unsafe[0])}"
+        raise CheckpointError(f"{where}, which has no digest; export the model again")
     try:
         pixels = load_golden(folder / "golden", names, how)
     except DataError as error:

@@ -1,6 +1,6 @@
 """The console of rank 0: progress bars on a terminal, plain lines elsewhere.
 
-All output except the bars also goes to `log.txt`, with the time. A lost terminal (a closed pipe, a dropped connection)
+All output except the bars also goes to `log.txt`, with the time. A lost terminal (a dropped connection) or a full disk
 does not end the run.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -45,25 +45,28 @@ class Console:
     def __init__(self, enabled: bool, log: Path | None = None, stream: TextIO | None = None) -> None:
         self._enabled = enabled
         self._log = log
-        self._terminal = _LosableStream(stream or sys.stdout)
-        self.on_terminal = enabled and self._terminal.isatty()
+        self._stream = stream or sys.stdout
+        self._draws_bars = enabled and self._stream.isatty()
 
     def print(self, text: str) -> None:
         """Print a line (or several) above the bars."""
         if self._enabled:
             text = for_terminal(text)
             self._write_log(text)
-            ProgressBar.write(text, file=self._terminal)
-            self._terminal.flush()
+            try:
+                ProgressBar.write(text, file=self._stream)
+                self._stream.flush()
+            except (OSError, ValueError):  # ValueError: this process has closed the stream.
+                # From now on /dev/null accepts the output, also that of Python, which flushes standard output at exit.
+                with suppress(OSError, ValueError), open(os.devnull, "wb") as null:  # noqa: PTH123
+                    os.dup2(null.fileno(), self._stream.fileno())
 
     def log(self, text: str) -> None:
         """Write a line (or several) only to the log file."""
         if self._enabled:
             self._write_log(for_terminal(text))
 
-    def print_event(
-        self, event: Mapping[str, Any], seconds_left: float | None = None, bar: ProgressBar | None = None
-    ) -> None:
+    def print_event(self, event: Mapping[str, Any], seconds_left: float | None, bar: ProgressBar) -> None:
         """Print an event of `metrics.jsonl`: a train event in the bar if a bar is drawn, other events as a line."""
         weights = event.get("weights", "model")
         name = event["event"] if weights == "model" else f"{event['event']} ({weights})"
@@ -72,7 +75,7 @@ class Console:
         if name == "epoch":
             place = f"epoch {event['epoch']:.0f}, step {event['step']}"
         line = f"{place}: {describe(event, seconds_left)}"
-        if event["event"] == "train" and bar is not None and not bar.disable:
+        if event["event"] == "train" and not bar.disable:
             bar.bar_format, bar.ncols = _BAR_WITH_TEXT, shutil.get_terminal_size().columns
             bar.set_postfix_str(describe(event, seconds_left, _BAR_FIELDS), refresh=False)
             self._write_log(line)
@@ -84,25 +87,15 @@ class Console:
 
         A bar inside the block of another bar is drawn below the outer bar. Nothing is drawn without a terminal.
         """
-        size = shutil.get_terminal_size()  # not 0 x 0, as terminals in some containers report: tqdm draws nothing then
-        return ProgressBar(
-            desc=label,
-            total=total,
-            initial=done,
-            file=self._terminal,
-            disable=not self.on_terminal,
-            leave=False,
-            ncols=size.columns,
-            nrows=size.lines,
-            bar_format=_BAR_WITH_TIMES,
-        )
+        place = {"file": self._stream, "disable": not self._draws_bars, "bar_format": _BAR_WITH_TIMES}
+        return ProgressBar(desc=label, total=total, initial=done, **place)
 
     def _write_log(self, text: str) -> None:
         if self._log is None:
             return
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         try:
-            with open(self._log, "a", encoding="utf-8", errors="backslashreplace", opener=_open_nonblocking) as file:
+            with open(self._log, "a", encoding="utf-8", opener=_open_nonblocking) as file:
                 file.writelines(f"{now} {line}\n" for line in text.splitlines() or [""])
         except OSError as error:
             path, self._log = self._log, None
@@ -139,31 +132,3 @@ def table_of_classes(classes: Sequence[Mapping[str, Any]]) -> str:
 def _open_nonblocking(path: str, flags: int) -> int:
     """Open a file. A pipe without a reader raises OSError; a plain open would wait forever."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-
-
-class _LosableStream:
-    """A text stream whose output goes to /dev/null after a write has failed. Writing never raises."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.encoding = stream.encoding or "utf-8"
-
-    def isatty(self) -> bool:
-        return not self._stream.closed and self._stream.isatty()
-
-    def write(self, text: str) -> None:
-        self._attempt(self._stream.write, text.encode(self.encoding, "backslashreplace").decode(self.encoding))
-
-    def flush(self) -> None:
-        self._attempt(self._stream.flush)
-
-    def _attempt(self, action: Callable[..., object], *arguments: str) -> None:
-        try:
-            action(*arguments)
-        except (OSError, ValueError):  # ValueError: this process has closed the stream.
-            # From now on /dev/null accepts the output, also that of Python, which flushes standard output at exit.
-            with suppress(OSError, ValueError):
-                number = self._stream.fileno()
-                null = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(null, number)
-                os.close(null)

@@ -43,7 +43,6 @@ class Follower:
         self._name, self._folder, self._announce = name, folder, announce
         self._state = folder / "trackers" / f"{name}.json"
         found = read_small_json(self._state)
-        found = found if isinstance(found, dict) else {}
         known, sent = found.get("id"), found.get("sent")
         self._id = known if isinstance(known, str) else None
         self._sent = min(sent, size) if type(sent) is int and sent >= 0 else 0
@@ -73,7 +72,7 @@ class Follower:
                 if not line.endswith(b"\n"):
                     break
                 is_picture, place, numbers = False, (0, 0.0), {}
-                with suppress(LookupError, TypeError, ValueError, RecursionError):  # not an event
+                with suppress(ArithmeticError, LookupError, TypeError, ValueError, RecursionError):  # not an event
                     event = json.loads(line)
                     is_picture, place = event["event"] == "picture", (int(event["step"]), float(event["epoch"]))
                     numbers = charts(event, self._recipe)

@@ -64,11 +64,8 @@ class JsonLines(Sink):
         validation of step `start.evaluated`, and no line was garbage. A crash may leave a partial last line, which is
         not garbage.
         """
-        lines, kept, has_garbage = [], [], False
-        last = {"train": 0, "validate": 0}
-        if self._path.exists():
-            with self._path.open("rb") as file:
-                lines = file.readlines()
+        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        kept, has_garbage, last = [], False, {"train": 0, "validate": 0}
         for line in lines:
             event = _parse_event(line)
             has_garbage |= event is None and line.endswith(b"\n")

@@ -30,7 +30,6 @@ _TYPES = {
     **dict.fromkeys(("step", "pid", "world_size", "saved_step", "mirrored_step", "total_steps"), int),
     "best": dict,
 }
-_KEPT = ("saved_step", "mirrored_step", "total_steps", "best", "started")  # by a change of state
 # The training thread and the thread that writes checkpoints both change the file.
 _lock = threading.RLock()
 
@@ -54,9 +53,8 @@ def write_status(folder: Path, world: World, state: str, step: int, reason: str 
     """
     try:
         with _lock:
-            previous = read_status(folder)
-            status = {"state": state, "step": step, "reason": reason, "pid": os.getpid(), "host": socket.gethostname()}
-            status |= {"updated": _now(), "world_size": world.size, **{name: previous.get(name) for name in _KEPT}}
+            status = {**dict.fromkeys(_TYPES), **read_status(folder), "state": state, "step": step, "reason": reason}
+            status |= {"pid": os.getpid(), "host": socket.gethostname(), "world_size": world.size, "updated": _now()}
             if state == "running":
                 status["started"] = status["updated"]
             _write(folder, status)
@@ -67,10 +65,7 @@ def write_status(folder: Path, world: World, state: str, step: int, reason: str 
 
 def read_status(folder: Path) -> dict[str, Any]:
     """Return the sound fields of the status; an empty dict if the file is missing or unreadable."""
-    found = read_small_json(folder / _NAME)
-    if not isinstance(found, dict):
-        return {}
-    return {name: value for name, value in found.items() if _is_sound(name, value)}
+    return {name: value for name, value in read_small_json(folder / _NAME).items() if _is_sound(name, value)}
 
 
 def update_status(folder: Path, **fields: Any) -> None:

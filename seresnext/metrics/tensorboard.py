@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import textwrap
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -14,6 +14,8 @@ from tensorboard.compat.proto.event_pb2 import Event as Record  # pyright: ignor
 from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
 
 from seresnext.metrics.sink import Event, RunStart, charts, flatten
 from seresnext.recipe.show import to_yaml
@@ -44,8 +46,9 @@ class TensorBoard:
             session = SessionLog(status=SessionLog.START)
             self._append(Record(wall_time=time.time(), step=start.step + 1, session_log=session))
         if start.recipe:
-            hyperparameters = hparams_pb(flatten(start.recipe), trial_id=start.folder.resolve().name).value[0]
-            self._add(start.step, _recipe_as_text(start.recipe), hyperparameters)
+            hyperparameters = hparams_pb(flatten(start.recipe), trial_id=start.folder.resolve().name).value
+            code = textwrap.indent(to_yaml(dict(start.recipe)), "    ")  # Four spaces are code in Markdown.
+            self._add(start.step, *summary.text("recipe", code).value, *hyperparameters)
 
     def write(self, event: Event) -> None:
         """Write the charts of the event at the event's step, or the picture that the event names."""
@@ -73,9 +76,6 @@ class TensorBoard:
     def _append(self, record: Any) -> None:
         if self._file is None:
             return
-        # Imported late: the import takes 0.25 s, and only rank 0 writes.
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
         try:
             RecordWriter(self._file).write(record.SerializeToString())
             self._file.flush()
@@ -86,10 +86,3 @@ class TensorBoard:
     def _warn_about(self, error: OSError) -> None:
         reason = f"cannot be written ({error.strerror}); training continues without them"
         self._start.report(f"warning: TensorBoard files in {self._folder} {reason}")
-
-
-def _recipe_as_text(recipe: Mapping[str, Any]) -> Any:
-    from torch.utils.tensorboard import summary
-
-    code = "".join(f"    {line}\n" for line in to_yaml(dict(recipe)).splitlines())  # Four spaces are code in Markdown.
-    return summary.text("recipe", code).value[0]

@@ -13,7 +13,7 @@ import torch
 from seresnext.errors import CheckpointError, UsageError
 from seresnext.models.registry import MODELS, SHORT_NAMES, canonical_name
 from seresnext.models.timm_config import CONFIG, HUB_WEIGHTS
-from seresnext.paths import HUB_PREFIX, address_in, expand_home
+from seresnext.paths import HUB_PREFIX, expand_home, is_remote
 from seresnext.printable import printable, shown_path
 from seresnext.process.packages import extra
 from seresnext.recipe.schema import ModelSection
@@ -37,9 +37,9 @@ def find_weights(given: str | Path) -> Path:
     """
     if str(given).startswith(HUB_PREFIX):
         return find_weights(download(str(given).removeprefix(HUB_PREFIX)))
-    if address := address_in(given):
+    if is_remote(given):
         raise CheckpointError(
-            f"{address} is an address, not a file on this machine; download the file, and give the path"
+            f"{given} is an address, not a file on this machine; download the file, and give the path"
         )
     path = expand_home(given)
     if os.path.isdir(path):  # noqa: PTH112 (raises nothing)

@@ -127,10 +127,11 @@ def open_weights(path: str | Path, weights: str | None = None) -> LoadedWeights:
     """
     path = find_weights(path)
     source = shown_path(path)
+    no_such_weights = f"--weights {weights}: {source} has no such weights; omit the option, or give another checkpoint"
     tensors, texts, kind, arguments = read_weights(path, weights)
     if not texts:
         if weights == "ema" and kind != "ema":
-            raise UsageError(f"--weights ema: {source} has no average; omit the option, or give a checkpoint with one")
+            raise UsageError(no_such_weights)
         tensors = model_tensors(tensors, source)
         return LoadedWeights(source, tensors, kind, config=read_config(path), arguments=arguments)
     metadata = CheckpointMetadata.from_metadata(texts, source)
@@ -141,7 +142,7 @@ def open_weights(path: str | Path, weights: str | None = None) -> LoadedWeights:
     found = select(tensors, chosen)
     if not found:
         if weights:
-            raise UsageError(f"--weights {chosen}: {source} has no such weights; the run had no average (ema)")
+            raise UsageError(no_such_weights)
         raise CheckpointError(f"{source} has no {chosen} weights; use another checkpoint of the run")
     if others := [printable(name) for name in tensors if name.partition(".")[0] not in STATE_PREFIXES]:
         raise CheckpointError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,7 +53,7 @@ class PretrainedConfig(BaseModel, frozen=True):
         """Return the steps from an image to the input of a network. Raise CheckpointError."""
         _, height, width = self.test_input_size or self.input_size
         if height != width:
-            raise CheckpointError(f"{source} has images of {height}x{width}; only square images are supported")
+            raise CheckpointError(f"{source} has images of {height}x{width}; give a model for square images")
         # timm takes one value for all channels.
         mean, std = (values * in_channels if len(values) == 1 else values for values in (self.mean, self.std))
         if not len(mean) == len(std) == in_channels:
@@ -110,12 +111,13 @@ def preprocessing_of_arguments(arguments: Mapping[Any, Any], name: str, in_chann
     timm's names are img_size and crop_pct, torchvision's val_crop_size and val_resize_size. Raise CheckpointError.
     """
     how = published_preprocessing(name)
-    given = {key: arguments[key] for key in PretrainedConfig.model_fields if arguments.get(key)}
-    size, resize = arguments.get("img_size") or arguments.get("val_crop_size"), arguments.get("val_resize_size")
-    if size and "input_size" not in given:
+    known = {key: value for key, value in arguments.items() if value not in (None, "")}
+    given = {key: known[key] for key in PretrainedConfig.model_fields if key in known}
+    size, resize = known.get("img_size", known.get("val_crop_size")), known.get("val_resize_size")
+    if size is not None and "input_size" not in given:
         given["input_size"] = (in_channels, size, size)
     if isinstance(size, int) and isinstance(resize, int) and size > 0 and resize > 0:
-        given["crop_pct"] = size / resize
+        given["crop_pct"] = Fraction(size, resize)  # The quotient can be too large for a float.
     published = {
         "input_size": (in_channels, how.image_size, how.image_size),
         "crop_pct": how.crop_pct,

@@ -120,14 +120,18 @@ def exit_code_of(main: Callable[[], None], interrupted: str = "interrupted") -> 
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, remember)
+    code = 0
     try:
-        main()
+        try:
+            main()
+        except SystemExit as end:  # From argparse.
+            code = int(end.code or 0)
+        except Failure as failure:
+            if interrupts:
+                raise
+            print(f"error: {for_terminal(failure)}", file=sys.stderr)
+            code = failure.exit_code
         sys.stdout.flush()
-    except SystemExit as end:  # From argparse.
-        return int(end.code or 0)
-    except Failure as failure:
-        print(f"error: {for_terminal(failure)}", file=sys.stderr)
-        return failure.exit_code
     except (Exception, KeyboardInterrupt) as error:
         if interrupts or isinstance(error, KeyboardInterrupt):  # An interrupted import can raise any error.
             print(interrupted, file=sys.stderr)
@@ -140,4 +144,4 @@ def exit_code_of(main: Callable[[], None], interrupted: str = "interrupted") -> 
     finally:
         if before is signal.default_int_handler:
             signal.signal(signal.SIGINT, before)
-    return 0
+    return code

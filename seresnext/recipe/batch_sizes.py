@@ -54,13 +54,6 @@ def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = 
     return None
 
 
-def fitting_in_words(recipe: Recipe) -> str:
-    """Return the sizes of `fitting_batch` that differ from the recipe, in words for a message."""
-    sizes = fitting_batch(recipe)
-    # Without a fitting batch, no global size is even and a multiple of the repeats.
-    return in_words(recipe, sizes) if sizes else "batch.micro_size=2 and a smaller augment.repeats"
-
-
 def in_words(recipe: Recipe, sizes: dict[str, int]) -> str:
     """Return the sizes that differ from the recipe's, as `batch.global_size=32 and batch.micro_size=16`."""
     own = {"batch.global_size": recipe.batch.global_size, "batch.micro_size": recipe.batch.micro_size}

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from seresnext.durations import Duration
 from seresnext.errors import RecipeError
-from seresnext.recipe.batch_sizes import fitting_batch, fitting_in_words, in_words, lone_stages, smallest_image
+from seresnext.recipe.batch_sizes import fitting_batch, in_words, lone_stages, smallest_image
 from seresnext.recipe.explain import Problem, one_of
 from seresnext.recipe.reader import write_value
 from seresnext.recipe.schema import AUTO_CLASSES, ONLY_FOR, ProgressiveSection, Recipe
@@ -151,7 +151,9 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:
     total, micro, repeats = recipe.batch.global_size, recipe.batch.micro_size, recipe.augment.repeats
-    advice = fitting_in_words(recipe)
+    sizes = fitting_batch(recipe)
+    # Without a fitting batch, no global size is even and a multiple of the repeats.
+    advice = in_words(recipe, sizes) if sizes else "batch.micro_size=2 and a smaller augment.repeats"
     if total % micro:
         message = f"must be a multiple of batch.micro_size, {micro}, found {total}; write {advice}"
         yield Problem("batch.global_size", message, ("batch.micro_size",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path
+from functools import partial
 from pathlib import Path
 
 from seresnext.errors import DataError, RecipeError
@@ -12,6 +13,7 @@ from seresnext.recipe.explain import near_miss
 from seresnext.recipe.reader import MAX_BYTES, Node, read_yaml
 
 _PACKAGE = Path(__file__).parents[1]
+_MOST_BASES = 50  # of which each is the base of the next
 
 
 def recipe_folders() -> list[Path]:
@@ -28,16 +30,15 @@ def recipe_names() -> list[str]:
     return sorted({path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")})
 
 
-def find_recipe(name_or_path: str | Path) -> Path:
+def find_recipe(
+    name_or_path: str | Path, folder: Path = Path(), where: str = "", folder_name: str = "the current folder"
+) -> Path:
     """Return the file of a recipe, given a path or a name, with or without `.yaml`. Raises `RecipeError`.
 
-    A path is tried first, then a name in `./recipes`, then a name among the installed recipes.
+    A path, relative to `folder`, is tried first, then a name in `./recipes`, then a name among the installed recipes.
+    `where` begins the message of an error.
     """
-    return _find(str(name_or_path), Path(), "", "the current folder")
-
-
-def _find(name: str, folder: Path, where: str, folder_name: str) -> Path:
-    """Return the file of a recipe: a path relative to `folder`, or a name. `where` begins the message of an error."""
+    name = str(name_or_path)
     expanded = os.path.expanduser(name)  # noqa: PTH111 - a Path loses the `./` that excludes names
     spellings = [expanded] if name.endswith((".yaml", ".yml")) else [f"{expanded}.yaml", expanded]
     folders = [folder] if expanded.startswith((".", "/")) else [folder, *recipe_folders()]
@@ -57,24 +58,19 @@ def display(path: Path) -> str:
     return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(path)
 
 
-def read_file(path: Path) -> Node:
-    """Return the values of a file over the values of its bases. Raises `RecipeError`."""
-    return _read(path, (), {})
+def read_file(path: Path, above: tuple[Path, ...] = (), read: dict[Path, Node] | None = None) -> Node:
+    """Return the values of a file over the values of its bases. Raises `RecipeError`.
 
-
-def _read(path: Path, above: tuple[Path, ...], done: dict[Path, Node]) -> Node:
-    """Return the values of a file. `above` are the files that are based on it, `done` the values of files by path."""
+    `above` are the files that are based on this file. `read` has the values of the files that were read before.
+    """
+    done = {} if read is None else read
     label, key = display(path), path.resolve()
-
-    def origin_of(line: int) -> str:
-        return f"{label}:{line}"
-
     if key in done:
         return done[key]
     if path.stat().st_size > MAX_BYTES:
         raise RecipeError([f"{label}: larger than {MAX_BYTES:,} bytes; this is not a recipe"])
     try:
-        root = read_yaml(read_text(Path(label)), origin_of)
+        root = read_yaml(read_text(Path(label)), partial("{}:{}".format, label))
     except DataError as error:
         raise RecipeError([str(error)]) from None
     if not isinstance(root.value, dict):
@@ -84,7 +80,7 @@ def _read(path: Path, above: tuple[Path, ...], done: dict[Path, Node]) -> Node:
     if base := root.value.pop("base", None):
         chain = (*above, key)
         for item in base.value if isinstance(base.value, list) else [base]:
-            merged = merge(merged, _read(_find_base(item, base.origin, path.parent, chain), chain, done))
+            merged = merge(merged, read_file(_find_base(item, base.origin, path.parent, chain), chain, done))
     done[key] = merge(merged, root)
     return done[key]
 
@@ -93,10 +89,12 @@ def _find_base(item: Node, origin: str, folder: Path, chain: tuple[Path, ...]) -
     """Return the file of a base that the last file of the `chain`, in `folder`, names. Raises `RecipeError`."""
     if not isinstance(item.value, str):
         raise RecipeError([f"{origin}: base: must be a recipe or a list of recipes, found {item.written or 'no name'}"])
-    path = _find(item.value, folder, f"{origin}: base: ", f"the folder of {display(chain[-1])}")
+    path = find_recipe(item.value, folder, f"{origin}: base: ", f"the folder of {display(chain[-1])}")
     if path.resolve() in chain:
         names = " -> ".join(map(display, (*chain, path)))
         raise RecipeError([f"{origin}: base: {display(path)} is based on itself: {names}"])
+    if len(chain) > _MOST_BASES:
+        raise RecipeError([f"{origin}: base: more than {_MOST_BASES} files deep; write the keys into fewer files"])
     return path
 
 

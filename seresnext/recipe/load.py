@@ -14,8 +14,8 @@ from seresnext.errors import RecipeError
 from seresnext.printable import shorten
 from seresnext.recipe.check import cross_field_problems
 from seresnext.recipe.explain import REMOVED, Problem, all_keys, explain, unknown_key
-from seresnext.recipe.files import display, find_recipe, read_file
-from seresnext.recipe.reader import MAX_DEPTH, MAX_VALUES, Node, has_control, read_value, write_scalar
+from seresnext.recipe.files import display, find_recipe, merge, read_file
+from seresnext.recipe.reader import Node, read_value, read_yaml, write_value
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 
 _MAX_EXPLAINED = 100
@@ -52,9 +52,10 @@ def recipe_from_values(values: dict[str, Any], origin: str) -> Recipe:
 
     Keys that version 0.1 had and this version has not are dropped.
     """
-    root = _node_of(values, origin)
-    if _count(values) > MAX_VALUES:
-        raise RecipeError([f"{origin}: more than {MAX_VALUES} values; this is not a recipe"])
+    try:
+        root = read_yaml(write_value(values), lambda line: origin)
+    except RecursionError:
+        raise RecipeError([f"{origin}: nested deeper than a recipe"]) from None
     for key in REMOVED:
         section, _, name = key.partition(".")
         if (node := root.at([section])) and isinstance(node.value, dict):
@@ -79,34 +80,11 @@ def _override(root: Node, override: str) -> Node:
     if key not in all_keys():
         parent, _, name = key.rpartition(".")
         raise RecipeError([f"{shorten(key)}: {unknown_key(parent, name)}"])
-    return _replace(root, key.split("."), read_value(text))
-
-
-def _replace(root: Node, path: Sequence[str], value: Node) -> Node:
-    """Return the tree with `value` at `path`. The siblings stay."""
-    if not path:
-        return value
-    entries = dict(root.value) if isinstance(root.value, dict) else {}
-    entries[path[0]] = _replace(entries.get(path[0], Node({}, "--set")), path[1:], value)
-    return Node(entries, root.origin, "a section")
-
-
-def _count(value: Any) -> int:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + sum(map(_count, items))
-
-
-def _node_of(value: Any, origin: str, depth: int = 0) -> Node:
-    if depth > MAX_DEPTH:
-        raise RecipeError([f"{origin}: nested deeper than {MAX_DEPTH}; this is not a recipe"])
-    if isinstance(value, dict):
-        # Pydantic gives no location for a key with half of a surrogate pair.
-        if bad := [key for key in map(str, value) if has_control(key)]:
-            raise RecipeError([f"{origin}: the key {shorten(ascii(bad[0]))} has a control character; remove the key"])
-        return Node({str(key): _node_of(item, origin, depth + 1) for key, item in value.items()}, origin, "a section")
-    if isinstance(value, list):
-        return Node([_node_of(item, origin, depth + 1) for item in value], origin, f"a list of {len(value)}")
-    return Node(value, origin, write_scalar(value) if isinstance(value, bool | None) else repr(value))
+    for value in (Node(None, "--set"), read_value(text)):  # A section replaces null, and is merged with a section.
+        for name in reversed(key.split(".")):
+            value = Node({name: value}, "--set", "a section")
+        root = merge(root, value)
+    return root
 
 
 def _validate(root: Node, where: str, problems: list[str], is_new: bool = False) -> Recipe:
@@ -125,21 +103,19 @@ def _validate(root: Node, where: str, problems: list[str], is_new: bool = False)
         more = [f"and {len(errors) - len(found)} more"] if len(errors) > len(found) else []
         recipe = _repaired(root.plain(), errors)
     wrong = [problem.key.partition("[")[0] for problem, _ in found]
-    if recipe:
-        for problem in cross_field_problems(recipe, is_new):
-            keys = (problem.key, *problem.related)
-            if not any(_overlap(key, bad) for key in keys for bad in wrong):
-                # The node of the first key that stands in a file or an override.
-                nodes = (root.at(key.split(".")) for key in keys)
-                found.append((problem, next((node for node in nodes if node), None)))
+    for problem in cross_field_problems(recipe, is_new):
+        keys = (problem.key, *problem.related)
+        if not any(_overlap(key, bad) for key in keys for bad in wrong):
+            # The node of the first key that stands in a file or an override.
+            nodes = (root.at(key.split(".")) for key in keys)
+            found.append((problem, next((node for node in nodes if node), None)))
     problems += [f"{node.origin if node else where}: {problem.key}: {problem.message}" for problem, node in found]
     if problems:
         raise RecipeError(problems + more)
-    assert recipe is not None
     return recipe
 
 
-def _repaired(values: dict[str, Any], errors: list[ErrorDetails]) -> Recipe | None:
+def _repaired(values: dict[str, Any], errors: list[ErrorDetails]) -> Recipe:
     """Return the recipe without the invalid values, to check the other values against each other."""
     for details in errors:
         keys = [step for step in details["loc"] if isinstance(step, str)]
@@ -149,10 +125,7 @@ def _repaired(values: dict[str, Any], errors: list[ErrorDetails]) -> Recipe | No
         if isinstance(section, dict):
             section.pop(keys[-1], None)
     values.setdefault("model", {}).setdefault("name", "seresnext50")
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError:
-        return None
+    return Recipe.model_validate(values)
 
 
 def _overlap(a: str, b: str) -> bool:

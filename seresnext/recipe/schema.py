@@ -213,10 +213,7 @@ class DataSection(Section):
         "`folder`: ROOT/SPLIT/CLASS/IMAGE. `imagenet`: the archives of the challenge as downloaded. "
         "`shards`: tar files of `seresnext prepare shards`. `synthetic`: generated images, for benchmarks.",
     )
-    cache: PathText | None = _key(
-        None,
-        "Folder for the index of the data and for downloaded shards. null: `seresnext` in the user's cache folder.",
-    )
+    cache: PathText | None = _key(None, "Folder for indices and downloaded shards. null: in the user's cache folder.")
     shuffle_shards: int | None = _key(None, "`shards` only: shards shuffled at a time. null: all.", ge=1, le=65_536)
     train_split: Text = _key("train", "Folder of the training images under the root.")
     val_split: Text = _key("val", "Folder of the validation images under the root.")
@@ -225,23 +222,20 @@ class DataSection(Section):
         (), "`folder` only: patterns of files to leave out, such as `*_copy*`, for paths below the root and each name."
     )
     class_map: PathText | None = _key(
-        None,
-        "`folder` only: CSV file of `old,new` names of classes. Equal names merge. No name: the class is left out.",
+        None, "`folder` only: CSV file of `old,new` names of classes. Equal names merge. No name: left out."
     )
     exclude: PathText | None = _key(
         None, "`folder` only: photos to leave out: a path a line, or CSV with the column `path` of `seresnext doctor`."
     )
     sampling: Literal["shuffle", "balanced"] = _key(
-        "shuffle",
-        "Training images of an epoch. `shuffle`: each image at most once. `balanced`: equally many of each class.",
+        "shuffle", "`shuffle`: each image at most once in an epoch. `balanced`: equally many of each class."
     )
     image_size: int = _key(224, "Side of the square input of the network, in pixels.", ge=16, le=4096)
     progressive: ProgressiveSection | None = _key(None, "Smaller training images at the start. null: `image_size`.")
     workers: int = _key(8, "Loader processes per rank. 0: load in the training process.", ge=0, le=256)
     on_error: Literal["raise", "substitute"] = _key(
         "raise",
-        "Action for a bad training image. `raise`: stop and name the image. `substitute`: warn, and use "
-        "another image of the same class. A bad validation image always stops the run.",
+        "`raise`: a bad training image stops the run. `substitute`: warn, and use another image of the same class.",
     )
     max_bad_images: int = _key(100, "`substitute` only: bad images of all ranks. More stop the run.", ge=0, le=10**9)
     mean: ChannelMean = _key((0.485, 0.456, 0.406), "Mean of each channel, for pixels scaled to 0..1.")
@@ -344,9 +338,7 @@ class LossSection(Section):
 
     name: LossName = _key("cross_entropy", "`cross_entropy`: softmax over all classes. `bce`: binary, each class.")
     label_smoothing: Number = _key(0.1, "Share of the target that is spread evenly over all classes.", ge=0, lt=1)
-    class_weights: ClassWeights | None = _key(
-        None, "Weights of the classes, by name, or `balanced`: rare classes weigh more. null: all weigh the same."
-    )
+    class_weights: ClassWeights | None = _key(None, "By name, or `balanced`: rare ones weigh more. null: all the same.")
     target_threshold: Number | None = _key(None, "`bce` only: targets above become 1, others 0. null: off.", ge=0, lt=1)
 
 
@@ -390,9 +382,7 @@ class CheckpointSection(Section):
     keep: int = _key(3, "How many of the newest checkpoints stay. `last` and `best` always stay.", ge=1, le=10**9)
     keep_every: PositiveDuration | None = _key(None, "Interval between checkpoints that always stay. null: none.")
     on_failure: Literal["stop", "continue"] = _key("stop", "Action after a failed save.")
-    mirror: PathText | None = _key(
-        None, "`s3://...`, `gs://...` or a folder that gets copies of the checkpoints (extra `remote`). null: none."
-    )
+    mirror: PathText | None = _key(None, "`s3://...`, `gs://...` (extra `remote`) or a folder for copies. null: none.")
 
 
 class LoggingSection(Section):

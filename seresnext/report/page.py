@@ -51,7 +51,7 @@ def write_report(validation: Validation, folder: Path, device: torch.device) -> 
     recipe, metadata = validation.loaded.recipe, validation.loaded.metadata
     hidden = MEASURES.keys() - {recipe.evaluation.best_by if recipe else ""}
     curves = {name: curve for name, curve in curves.items() if name.partition(".")[2] not in hidden}
-    environment = read_small_json(run / "environment.json") or (metadata.environment if metadata else None)
+    environment = read_small_json(run / "environment.json") or (metadata.environment if metadata else {})
     source = f"{validation.recipe.data.root}/{validation.recipe.data.val_split}"
     if isinstance(validation.reader, SyntheticReader):
         source = "synthetic images"
@@ -63,7 +63,7 @@ def write_report(validation: Validation, folder: Path, device: torch.device) -> 
         pictures=_pictures(validation, device),
         notes=_loss_notes(recipe) if recipe and curves else (),
         recipe=to_yaml(to_values(recipe)) if recipe else None,
-        environment=_environment_rows(environment) if isinstance(environment, dict) else (),
+        environment=_environment_rows(environment),
     )
     path = folder / "index.html"
     write_output(path, page)

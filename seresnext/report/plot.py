@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seresnext.errors import DataError, RecipeError, UsageError
-from seresnext.files import NewFile, open_regular
+from seresnext.files import new_file, open_regular
 from seresnext.printable import printable
 from seresnext.process.packages import extra
 from seresnext.progress import warn
@@ -108,7 +108,7 @@ def panels_of(runs: Sequence[Run]) -> dict[str, list[Line]]:
 
 
 def draw(panels: Mapping[str, Sequence[Line]], title: str, output: Path) -> None:
-    """Write a PNG of panels, each with its legend on the right. Raises the errors of NewFile."""
+    """Write a PNG of panels, each with its legend on the right. Raises the errors of new_file."""
     with extra("demo"):
         import matplotlib as mpl
         import matplotlib.pyplot as plt
@@ -128,7 +128,7 @@ def draw(panels: Mapping[str, Sequence[Line]], title: str, output: Path) -> None
         if any("label" in options for _, options in lines):  # outside of the axes: the legend covers no curve
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.suptitle(title)
-    with NewFile(output) as file:
+    with new_file(output) as file:
         figure.savefig(file, format="png", dpi=110)
     plt.close(figure)
 

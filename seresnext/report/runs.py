@@ -36,8 +36,9 @@ def describe_run(run: Path) -> dict[str, Any]:
     `seconds` is the time from the last start of the run to the last change of its status.
     """
     status = read_status(run)
-    best, seconds, recipe, measure = status.get("best") or {}, None, None, None
-    with suppress(LookupError, TypeError, ValueError):
+    best, seconds, recipe, measure, top1 = status.get("best") or {}, None, None, None, None
+    with suppress(ArithmeticError, LookupError, TypeError, ValueError):
+        top1 = best["top1"] if math.isfinite(best["top1"]) else None
         measure = describe(best, fields=(best.get("by", "top1"),)) or None
     with suppress(KeyError, TypeError, ValueError):
         started, updated = (datetime.fromisoformat(status[name]) for name in ("started", "updated"))
@@ -50,7 +51,7 @@ def describe_run(run: Path) -> dict[str, Any]:
         "seconds": seconds,
         "recipe": recipe,
         "best": measure,
-        "top1": top1 if isinstance(top1 := best.get("top1"), int | float) and math.isfinite(top1) else None,
+        "top1": top1,
         "best_step": step if isinstance(step := best.get("step"), int) else None,
         "best_weights": best.get("weights"),
         **{name: status.get(name) for name in ("step", "total_steps", "updated", "reason")},

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seresnext.checkpoint import file_format
+from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata, check_values
-from seresnext.errors import CheckpointError, Failure, UsageError
+from seresnext.errors import CheckpointError, UsageError
 from seresnext.models import find_weights, open_weights
 from seresnext.recipe.load import to_values
 from seresnext.recipe.show import diff, recipe_hash
@@ -73,13 +73,5 @@ def average_checkpoints(arguments: Namespace) -> None:
     if output.suffix != ".safetensors" or output.exists():
         raise UsageError(f"--output {output}: the file exists or has another ending; give a new .safetensors file")
     tensors, metadata = average(paths, None if arguments.weights == "auto" else arguments.weights)
-    texts = {**metadata.to_metadata(), AVERAGED: json.dumps([path.name for path in paths])}
-    temporary = output.with_name(f"{output.name}.tmp")
-    try:
-        file_format.write_synced(temporary, *file_format.header(tensors, texts))
-        temporary.replace(output)
-    except OSError as error:
-        raise Failure(f"{output} cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    store.write(output, tensors, {**metadata.to_metadata(), AVERAGED: json.dumps([path.name for path in paths])})
     print(f"{output}: the mean of {len(paths)} checkpoints, the newest of step {metadata.step}")

@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seresnext.data.readers import look_alikes
-from seresnext.data.readers.class_labels import labels_by_name
+from seresnext.data.readers import shown_classes
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.errors import DataError, UsageError
 from seresnext.files import read_lines
 from seresnext.printable import printable
-
-_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,7 @@ def select_classes(
             "model's classes with --data DIR, or the class of each folder with --class-map FILE"
         )
     else:
-        labels, notice = labels_by_name(folders, where)
-        notice = notice and f"the file of weights has no class names; {notice}"
+        labels, notice = _labels_without_names(folders, where)
     used = sorted(set(labels))
     if len(used) == num_classes:
         return ClassSelection(labels, None, names, notice)
@@ -80,6 +76,25 @@ def read_class_names(words: str) -> list[str]:
     if len(set(names)) < len(names) or len(names) < 2:
         raise UsageError(f"--classes {words} names {len(set(names))} different classes; name each class once")
     return names
+
+
+def _labels_without_names(folders: Sequence[str], where: str) -> tuple[list[int], str]:
+    """Return the label of each class folder for a file of weights without class names, and a notice for the user.
+
+    Raise DataError for 1000 folders that are not ImageNet's classes, because the labels of these names are unknown.
+    """
+    count, first = len(folders), ", ".join(printable(name) for name in folders[:3])
+    numbers = [int(name) for name in folders if _is_number(name)]
+    if sorted(numbers) == list(range(count)):
+        meaning = f"are numbers: each number is the label, 0 to {count - 1}"
+    elif count == len(imagenet_classes()):
+        raise DataError(
+            f"{where} has {count} class folders such as {first}, and a file of weights without class names needs "
+            f"ImageNet's WordNet ids or the numbers 0 to {count - 1}; rename each folder to its WordNet id or label"
+        )
+    else:
+        numbers, meaning = list(range(count)), f"are taken in text order: labels 0, 1 and so on are {first} ..."
+    return numbers, f"the file of weights has no class names; the class folders of {where} {meaning}"
 
 
 def _label(name: str, folder: str, outputs: Mapping[str, int], where: str) -> int:
@@ -99,10 +114,9 @@ def _is_number(name: str) -> bool:
 
 
 def _other_classes(folders: Sequence[str], model_names: Sequence[str], where: str) -> DataError:
-    here, there = sorted(set(folders).difference(model_names)), sorted(set(model_names).difference(folders))
-    only = [", ".join(printable(name) for name in names[:_LISTED]) or "-" for names in (here, there)]
+    here, there = set(folders).difference(model_names), set(model_names).difference(folders)
     return DataError(
         f"{where} has other classes than the model was trained on ({len(folders)} here, {len(model_names)} there; only "
-        f"here: {only[0]}; only there: {only[1]}), so labels would not mean the same{look_alikes(here, there)}; give "
+        f"here: {shown_classes(here)}; only there: {shown_classes(there)}), so labels would not mean the same; give "
         "data of the model's classes with --data DIR, or the class of each folder with --class-map FILE"
     )

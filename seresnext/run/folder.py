@@ -21,9 +21,9 @@ from seresnext.files import read_small_json, write_atomically
 from seresnext.metrics.console import Console
 from seresnext.metrics.jsonlines import check_metrics
 from seresnext.metrics.status import read_status, update_status, write_status
+from seresnext.paths import is_remote
 from seresnext.printable import printable
 from seresnext.recipe.schema import DataSection
-from seresnext.remote import is_remote
 
 # The files of a run and of this project's tools, which `accept` moves. All others are the user's.
 RUN_FILES = (
@@ -140,8 +140,7 @@ class RunFolder:
         `launchers` has the launcher of each rank. One launcher in common is enough: machines join and leave a launch,
         and each machine counts its own restarts.
         """
-        environment = read_small_json(self.path / "environment.json")
-        known = environment.get("launch") if isinstance(environment, dict) else None
+        known = read_small_json(self.path / "environment.json").get("launch")
         return isinstance(known, list) and any(name in known for name in launchers if name is not None)
 
     def check_writable(self, starts_over: bool = False) -> None:
@@ -194,9 +193,8 @@ class RunFolder:
 
         begun = None
         self.write_status("running", step())
-        if world.size > 1:
-            world.heartbeat.on_peer_lost = lambda reason: fail(f"rank {world.rank}: {reason}")
-            world.heartbeat.advice = lambda: resume_point(self.path)
+        world.heartbeat.on_peer_lost = lambda reason: fail(f"rank {world.rank}: {reason}")
+        world.heartbeat.advice = lambda: resume_point(self.path)
         try:
             world.broadcast(None)  # No rank writes a failure before rank 0 has written `running`.
             begun = read_status(self.path).get("started")
@@ -214,6 +212,8 @@ class RunFolder:
                 if not (is_refusal and self.discard()):
                     fail(reason if is_shared else f"rank {world.rank}: {reason}")
             raise
+        finally:
+            del world.heartbeat.on_peer_lost, world.heartbeat.advice  # They keep this folder and its lock.
 
 
 def _lock(folder: Path) -> tuple[IO[bytes], str | None]:
@@ -306,9 +306,7 @@ def as_usage_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileExistsError | NotADirectoryError):
-            problem = f"{error.filename or folder} is not a folder; choose another with --output"
-        else:
-            where = f" ({error.filename})" if error.filename else ""
-            problem = f"{error.strerror or error}{where}; make room there, or choose another with --output"
-        raise UsageError(f"cannot write to the run folder {folder}: {problem}") from None
+        problem = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        raise UsageError(
+            f"cannot write to the run folder {folder}: {problem}; make room there, or choose another with --output"
+        ) from None

@@ -87,10 +87,8 @@ def find_start_problems(
 
 def check_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, warn: Callable[[str], None]) -> None:
     """Warn about turned images of splits, by name. Raises DataError for images that cannot be used."""
-    problems: list[StartProblem] = []
-    if world.is_first:
-        problems = [_unusable(name, result) for name, result in _survey(recipe, readers, warn).items() if result.errors]
-    problems = world.broadcast(problems)
+    surveys = _survey(recipe, readers, warn) if world.is_first else {}
+    problems = world.broadcast([_unusable(name, result) for name, result in surveys.items() if result.errors])
     with world.agreeing():
         _refuse(problems, "this validation")
 

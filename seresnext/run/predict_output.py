@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -13,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seresnext.errors import UsageError
-from seresnext.files import NewFile, check_output_file, write_output
+from seresnext.evaluation.table import csv_of, write_parquet
+from seresnext.files import check_output_file, new_file, write_output
 from seresnext.printable import as_utf8, printable, shown_path
-from seresnext.process.packages import extra, require_extra
+from seresnext.process.packages import require_extra
 
 _ENDINGS = {".txt": "table", ".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
@@ -53,7 +52,7 @@ def write_rows(rows: Sequence[Row], path: Path | None, output_format: str, top: 
     """Write rows to a file, or to standard output without a path. Raise Failure."""
     if output_format == "parquet":
         assert path is not None
-        _write_parquet(_columns(rows, top), path)
+        write_parquet(_columns(rows, top), path)
     elif path:
         write_output(path, as_utf8(_TEXTS[output_format](rows, top)))
     else:
@@ -69,29 +68,13 @@ def write_features(paths: Sequence[str], features: np.ndarray, path: Path) -> No
     The file is Parquet with the paths if the name ends in `.parquet`, otherwise NumPy's format, without the paths.
     """
     if path.suffix == ".parquet":
-        _write_parquet({"path": list(map(as_utf8, paths)), "features": features}, path)
+        write_parquet({"path": list(map(as_utf8, paths)), "features": features}, path)
         return
-    with NewFile(path) as file:
+    with new_file(path) as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": features.shape}
         np.lib.format.write_array_header_1_0(file, header)  # pyright: ignore[reportArgumentType]
         if features.size:
             file.write(features.data)
-
-
-def _write_parquet(columns: dict[str, Any], path: Path) -> None:
-    """Write texts, numbers (`probability_...`) and arrays (float32 N C) as columns of a new Parquet file."""
-    with extra("report"):
-        import pyarrow
-        import pyarrow.parquet
-
-    def column(name: str, values: Any) -> Any:
-        if isinstance(values, np.ndarray):
-            return pyarrow.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
-        return pyarrow.array(values, pyarrow.float64() if name.startswith("probability") else pyarrow.string())
-
-    table = pyarrow.table({name: column(name, values) for name, values in columns.items()})
-    with NewFile(path) as file:
-        pyarrow.parquet.write_table(table, file)
 
 
 def _columns(rows: Sequence[Row], top: int) -> dict[str, list[Any]]:
@@ -122,10 +105,4 @@ def _json_lines(rows: Sequence[Row], top: int) -> str:
     return "".join(f"{json.dumps(line)}\n" for line in lines)
 
 
-def _csv(rows: Sequence[Row], top: int) -> str:
-    text, columns = io.StringIO(), _columns(rows, top)
-    csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
-    return text.getvalue()
-
-
-_TEXTS = {"table": _table, "jsonl": _json_lines, "csv": _csv}
+_TEXTS = {"table": _table, "jsonl": _json_lines, "csv": lambda rows, top: csv_of(_columns(rows, top))}

@@ -13,7 +13,7 @@ from torch import Tensor
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.checkpoint.mirror import Mirror
-from seresnext.data.readers import look_alikes
+from seresnext.data.readers import shown_classes
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError
 from seresnext.paths import checkpoint_argument
@@ -184,7 +184,7 @@ def _best_files(checkpoint: LoadedCheckpoint, folder: Path, step: int) -> Iterat
     """Yield the files that may be the best checkpoint of a run, if the best is of `step`."""
     yield checkpoint.path
     for place in (folder, checkpoint.path.parent):
-        yield from store.best_candidates(place, step)
+        yield from filter(Path.is_file, (place / f"step-{step:08d}.safetensors", place / "best.safetensors"))
     if checkpoint.mirror and (fetched := checkpoint.mirror.fetch_step(folder, step)):
         yield fetched
 
@@ -205,9 +205,8 @@ def restored_progress(checkpoint: LoadedCheckpoint) -> Progress:
         found |= {name: usual[name] for name in LATER_FIELDS}
     odd = sorted(found.keys() ^ usual.keys())
     odd += [name for name in usual if name != "best" and name in found and type(found[name]) is not type(usual[name])]
-    most = {"evaluated": metadata.step}
     counts = {name: value for name, value in found.items() if isinstance(value, int)}
-    odd += [name for name, count in counts.items() if not 0 <= count <= most.get(name, count)]
+    odd += [name for name, value in counts.items() if value < 0 or (name == "evaluated" and value > metadata.step)]
     # The file has the step and the best twice.
     odd += [name for name in ("step", "best") if name in found and found[name] != getattr(metadata, name)]
     if metadata.best and not metadata.best.keys() >= {"step", "top1", "weights"}:
@@ -227,47 +226,45 @@ def check_compatible(
     """
     source = checkpoint.path
     changes = diff(to_values(checkpoint.recipe), to_values(recipe))
-    refused = [printable(change, 1000) for change in changes if not is_allowed(change.partition(":")[0], allowed)]
-    problems, keys = _data_changes(checkpoint.metadata.dataset, dataset, allowed, source)
+    refused = [change for change in changes if not is_allowed(change.partition(":")[0], allowed)]
+    of_data = dict(_data_changes(checkpoint.metadata.dataset, dataset, source))
+    problems = [text for key, text in of_data.items() if key not in allowed]
     error = DataError if problems else UsageError
     if refused:
-        problems.insert(0, "\n  ".join([f"the recipe is not the recipe of {source}:", *refused]))
-        keys = [*(change.partition(":")[0] for change in refused), *keys]
+        lines = [printable(change, 1000) for change in refused]
+        problems.insert(0, "\n  ".join([f"the recipe is not the recipe of {source}:", *lines]))
     if problems:
+        keys = dict.fromkeys([*allowed, *(change.partition(":")[0] for change in refused), *of_data])
         listing = "\n".join(problems)
-        permission = f"--allow-changed {','.join(dict.fromkeys([*allowed, *keys]))}"
         raise error(
             f"this start differs from the run to resume:\n{listing}\n"
-            f"restore the old values or data, start a new run with --output, or permit the change: {permission}"
+            "restore the old values or data, start a new run with --output, or permit the change: "
+            f"--allow-changed {','.join(keys)}"
         )
     return changes
 
 
-def _data_changes(
-    old: Mapping[str, Any], new: Mapping[str, Any], allowed: Collection[str], source: Path
-) -> tuple[list[str], list[str]]:
-    """Return the changes of classes and images that are not allowed, and the keys that permit these changes."""
-    problems, keys = [], []
-    if "classes" not in allowed and old["classes"] != new["classes"]:
+def _data_changes(old: Mapping[str, Any], new: Mapping[str, Any], source: Path) -> Iterator[tuple[str, str]]:
+    """Yield the changes of classes and images, each with the word of `--allow-changed`."""
+    if old["classes"] != new["classes"]:
         was, now = set(old["classes"]), set(new["classes"])
-        gone, added = sorted(was - now), sorted(now - was)
-        parts = [f"{word}: {', '.join(names[:10])}" for word, names in (("gone", gone), ("new", added)) if names]
+        names = {"gone": was - now, "new": now - was}
+        parts = [f"{word}: {shown_classes(each)}" for word, each in names.items() if each]
         numbers = f"{len(old['classes'])} then, {len(new['classes'])} now"
-        problems.append(
-            f"the class folders are not the class folders of {source} ({numbers}; "
-            f"{'; '.join(parts) or 'the same names in another order'}){look_alikes(gone, added)}"
+        yield (
+            "classes",
+            (
+                f"the class folders are not the class folders of {source} ({numbers}; "
+                f"{'; '.join(parts) or 'the same names in another order'})"
+            ),
         )
-        keys.append("classes")
-    if "dataset" not in allowed:
-        changed = [
-            f"{was['num_images']} {split} images then, {now['num_images']} now"
-            for split, was, now in (("training", old, new), ("validation", old.get("val") or {}, new.get("val") or {}))
-            if _differs(was, now)
-        ]
-        if changed:
-            problems.append(f"the images are not the images of {source}: {'; '.join(changed)}, or other names")
-            keys.append("dataset")
-    return problems, keys
+    changed = [
+        f"{was['num_images']} {split} images then, {now['num_images']} now"
+        for split, was, now in (("training", old, new), ("validation", old.get("val") or {}, new.get("val") or {}))
+        if _differs(was, now)
+    ]
+    if changed:
+        yield "dataset", f"the images are not the images of {source}: {'; '.join(changed)}, or other names"
 
 
 def changes_validation(metadata: CheckpointMetadata, dataset: Mapping[str, Any], changes: Sequence[str]) -> bool:

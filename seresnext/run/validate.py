@@ -22,8 +22,7 @@ from seresnext.data.loading.loader import evaluation_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.pipeline import check_same_data, device_batches
 from seresnext.data.readers import Reader
-from seresnext.data.readers.class_labels import read_class_map
-from seresnext.data.readers.photo_choice import stored_choice
+from seresnext.data.readers.photo_choice import read_class_map, stored_choice
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, UsageError
@@ -33,10 +32,10 @@ from seresnext.evaluation.table import Table, build_table
 from seresnext.metrics.console import Console, describe
 from seresnext.models import LoadedWeights, Preprocessing, create_model, find_weights, open_weights
 from seresnext.models.folding import fold_batchnorm
+from seresnext.paths import is_remote
 from seresnext.printable import shown_path
 from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.schema import Recipe
-from seresnext.remote import is_remote
 from seresnext.run.class_selection import ClassSelection, read_class_names, select_classes
 from seresnext.run.opening import check_images, open_split
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision, tune_malloc

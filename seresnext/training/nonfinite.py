@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from seresnext.training.result import StepResult
 
 _NAMED_SAMPLES = 16  # samples in a message and in a checkpoint; `metrics.jsonl` has all
 _LONGEST_HISTORY = 1000  # entries in a checkpoint, the latest ones, so that the file stays small
-_VALIDATION = "the validation loss is not finite"  # the reason of a validation
+NONFINITE_VALIDATION = "the validation loss is not finite"  # the reason of a validation
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,6 @@ class NonFiniteStep:
     def event(self) -> dict[str, Any]:
         """Return the event for `metrics.jsonl`."""
         return {"event": "skipped", "step": self.step, "reason": self.reason, "samples": self.samples}
-
-    def append_to(self, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return a new history of the run, with this step at the end, in the form of a checkpoint."""
-        entry = {"step": self.step, "reason": self.reason, "samples": self.samples[:_NAMED_SAMPLES]}
-        return [*history, entry][-_LONGEST_HISTORY:]
 
     def to_error(self, in_a_row: int) -> TrainingStopped:
         """Return the error that ends the run after `in_a_row` skipped steps."""
@@ -74,19 +69,17 @@ def describe_skip(result: StepResult, names: Callable[[int, int], list[str]]) ->
     return NonFiniteStep(result.step + 1, reason, samples)
 
 
-def record_validation(history: list[dict[str, Any]], step: int, loss: float) -> list[dict[str, Any]]:
-    """Return the history of a run, with a new entry for the validation after `step` if the loss is not finite.
+def record(history: list[dict[str, Any]], step: int, reason: str, samples: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return a new history of a run, with a skipped step, or a validation with a loss that is not finite, at the end.
 
-    The entry has the fields of a skipped step, because version 0.1.0 knows no other entry, and no samples.
+    An entry of a validation has no samples: version 0.1.0 knows no entries with other fields.
     """
-    if math.isfinite(loss):
-        return history
-    return [*history, {"step": step, "reason": _VALIDATION, "samples": []}][-_LONGEST_HISTORY:]
+    return [*history, {"step": step, "reason": reason, "samples": [*samples[:_NAMED_SAMPLES]]}][-_LONGEST_HISTORY:]
 
 
 def nonfinite_validation(progress: Progress) -> str | None:
     """Return a warning about a finished run if the loss of the last or of the best validation is not finite."""
-    bad = {entry["step"] for entry in progress.history if str(entry.get("reason")).startswith(_VALIDATION)}
+    bad = {entry["step"] for entry in progress.history if str(entry.get("reason")).startswith(NONFINITE_VALIDATION)}
     best = progress.best["step"] if progress.best else 0
     steps = sorted({best, progress.evaluated} & bad)
-    return f"{_VALIDATION} after step {' and '.join(map(str, steps))}" if steps else None
+    return f"{NONFINITE_VALIDATION} after step {' and '.join(map(str, steps))}" if steps else None

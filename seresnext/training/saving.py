@@ -44,7 +44,7 @@ class Saver:
     def __post_init__(self) -> None:
         self._folder = self.folder if self.world.is_first else None
         self._buffers: dict[str, Tensor] = {}
-        self._write_result: Future[OSError | None] | None = None
+        self._write_result: Future[None] | None = None
 
     def __enter__(self) -> Saver:
         if self._folder:
@@ -73,8 +73,7 @@ class Saver:
         assert self._write_result is None
         take_snapshot(self.tensors(), self._buffers)
         metadata = self.metadata(step, progress).to_metadata()
-        # One thread for each write: no thread exists between writes, when the loader forks. The process waits for the
-        # thread at exit.
+        # One thread for each write: no thread exists between writes, when the loader forks.
         thread = ThreadPoolExecutor(1, "checkpoint")
         self._write_result = thread.submit(self._write, step, metadata, progress["best"])
         thread.shutdown(wait=False)
@@ -101,11 +100,11 @@ class Saver:
     def _join(self) -> None:
         """Wait for the write, if there is one. Raise the exception of the write, once."""
         result, self._write_result = self._write_result, None
-        if result is not None and (not_removed := result.result()):
-            self.warn(f"warning: an old checkpoint could not be removed: {not_removed}")
+        if result:
+            result.result()
 
-    def _write(self, step: int, metadata: dict[str, str], best: dict[str, Any] | None) -> OSError | None:
-        """Write a checkpoint and the links. Return the error if an old checkpoint could not be removed."""
+    def _write(self, step: int, metadata: dict[str, str], best: dict[str, Any] | None) -> None:
+        """Write a checkpoint and the links, and remove old checkpoints."""
         assert self._folder
         with critical_section():
             path = store.commit(self._folder, step, self._buffers, metadata)
@@ -119,5 +118,4 @@ class Saver:
         try:
             store.prune(self._folder, self.keep, self.keep_every)
         except OSError as error:
-            return error
-        return None
+            self.warn(f"warning: an old checkpoint could not be removed: {error}")

@@ -22,7 +22,7 @@ from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.schema import Recipe
 from seresnext.runtime import PRECISIONS
 from seresnext.training.best import choose_best
-from seresnext.training.nonfinite import describe_skip, record_validation
+from seresnext.training.nonfinite import NONFINITE_VALIDATION, describe_skip, record
 from seresnext.training.plan import Plan, Progress
 from seresnext.training.profile import StepProfiler
 from seresnext.training.result import PendingResult, StepResult
@@ -94,7 +94,7 @@ class Trainer:
             return
         with (
             self.train_batches(progress.step, plan.total) as batches,
-            self.logger.training(progress.step, plan.total),
+            self.logger.console.bar("train", plan.total, progress.step) as self.logger.bar,
             self.profiler,
         ):
             if progress.step == 0:
@@ -143,13 +143,13 @@ class Trainer:
             self._report_skip(result)
         if not self.profiler.covers(result.step):
             self._speed.add(self.plan.global_size, result.data_wait)
-        self.logger.advance()
+        self.logger.bar.update()
 
     def _report_skip(self, result: StepResult) -> None:
         """Warn about a skipped step. Raise TrainingStopped after too many in a row, on all ranks at the same place."""
         progress, skip = self.progress, describe_skip(result, self.names)
         progress.skips_in_a_row += 1
-        progress.history = skip.append_to(progress.history)
+        progress.history = record(progress.history, skip.step, skip.reason, skip.samples)
         self.logger.write({**skip.event, "epoch": skip.step / self.plan.steps_per_epoch}, text=skip.warning)
         if progress.skips_in_a_row >= self.recipe.optimizer.stop_after_skips:
             raise skip.to_error(progress.skips_in_a_row)
@@ -218,7 +218,8 @@ class Trainer:
                     self._stopping = True
                     return
         chosen = results[settings.weights]
-        progress.history = record_validation(progress.history, step, chosen.metrics["loss"])
+        if not math.isfinite(chosen.metrics["loss"]):
+            progress.history = record(progress.history, step, NONFINITE_VALIDATION)
         progress.evaluated = step
         progress.best = choose_best(progress.best, chosen, step, settings)
         for weights, result in results.items():

@@ -26,6 +26,7 @@ HEADER_START = b'{"__metadata__":{"digest":"'
 DIGEST_ZEROS = b"0" * 64
 """The digest field while the digest is computed."""
 DIGEST_OFFSET = 8 + len(HEADER_START)
+_FIX = "use another checkpoint"
 CHUNK = 8 << 20  # bytes; large enough to make system calls cheap, small enough to stay in the cache during hashing
 
 
@@ -61,12 +62,12 @@ def verify_digest(path: Path) -> None:
             start = file.read(DIGEST_OFFSET + len(DIGEST_ZEROS))
             claimed = start[DIGEST_OFFSET:]
             if start[8:DIGEST_OFFSET] != HEADER_START or len(claimed) != len(DIGEST_ZEROS):
-                raise CheckpointError(f"{path} is not a checkpoint of this project, or the beginning is damaged")
+                raise CheckpointError(f"{path} is no checkpoint of this project, or the beginning is damaged; {_FIX}")
             digest = hashlib.sha256(start[:DIGEST_OFFSET] + DIGEST_ZEROS)
             buffer = memoryview(bytearray(CHUNK))
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
         except OSError as error:
-            raise UnreadableError(f"{path} cannot be read: {error.strerror}") from error
+            raise UnreadableError(f"{path} cannot be read: {error.strerror}; {_FIX}") from error
     if digest.hexdigest().encode() != claimed:
-        raise CheckpointError(f"{path} is damaged: the content does not have the digest that was saved")
+        raise CheckpointError(f"{path} is damaged: the content does not have the digest that was saved; {_FIX}")

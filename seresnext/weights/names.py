@@ -41,6 +41,6 @@ def without_wrappers(tensors: Mapping[str, T], source: str) -> dict[str, T]:
     for name, tensor in tensors.items():
         bare = _WRAPPERS.sub("", name, count=1)
         if bare in plain:
-            raise CheckpointError(f"{source} has the tensor {printable(bare)} twice, with and without a prefix")
+            raise CheckpointError(f"{source} has the tensor {printable(bare)} twice; give a file of one model")
         plain[bare] = tensor
     return plain

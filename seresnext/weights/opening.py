@@ -22,6 +22,6 @@ def open_file(path: Path) -> BufferedReader:
         return os.fdopen(open_regular(path), "rb")
     except (NotRegularError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"{shown_path(path)} cannot be opened: {reason}") from error
+        raise CheckpointError(f"{shown_path(path)} cannot be opened: {reason}; give another path") from error
     except OSError as error:
         raise UnreadableError(f"{shown_path(path)} cannot be read: {error.strerror}; give another path") from error

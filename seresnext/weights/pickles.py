@@ -21,7 +21,7 @@ from torch.serialization import StorageType
 
 from seresnext.printable import printable
 
-_MOST_DIMENSIONS = 16
+_MOST_DIMENSIONS = 5  # weights have at most 4
 # fmt: off
 _INSTRUCTIONS = (
     "PROTO", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
@@ -44,18 +44,7 @@ def load_pickle(stream: BinaryIO, room: int = 0) -> tuple[Any, dict[str, Tensor]
         raise
     except Exception as error:  # The unpickler raises errors of many classes, KeyError for another instruction.
         reason = printable(repr(error))
-        raise ValueError(f"the pickle is damaged or more than weights ({reason}); save the state_dict alone") from error
-
-
-class _Dict(dict[Any, Any]):
-    __slots__ = ()  # a million dicts without attributes take little memory
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        # No tuples: the hash of a tuple that nests itself twice, in fifty levels, would take for ever. No long numbers:
-        # a million long numbers can have one hash.
-        if not isinstance(key, str | int) or (isinstance(key, int) and not -(2**31) <= key < 2**31):
-            raise ValueError(f"a dict has a key that is a {type(key).__name__} or a very long number")
-        super().__setitem__(key, value)
+        raise ValueError(f"the pickle is damaged or more than weights ({reason})") from error
 
 
 def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
@@ -68,7 +57,7 @@ def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], stride: tuple[
 _NUMBERS = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _GLOBALS = {
     **{f"torch.{name}Storage": StorageType(f"{name}Storage").dtype for name in _NUMBERS},
-    "collections.OrderedDict": lambda: _Dict(),  # no arguments: many copies of a dict would take much memory
+    "collections.OrderedDict": lambda: {},  # noqa: PIE807 (`dict` would make copies, which take much memory)
     "torch._utils._rebuild_tensor": _tensor,  # by torch before 0.4: the published files of SE-ResNeXt-50 and 101
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
@@ -77,40 +66,63 @@ _GLOBALS = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's unpickler, in the version that is written in Python, with few instructions."""
+    """Python's unpickler, in the version that is written in Python, with few instructions.
 
-    dispatch: ClassVar[dict[int, Any]] = {
-        code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _INSTRUCTIONS)
-    }
+    Each instruction of a byte or two makes at most one small object: no copies, and no objects for the numbers in a
+    tensor.
+    """
+
     stack: list[Any]
+    pop_mark: Any
 
     def __init__(self, stream: BinaryIO, room: int) -> None:
         super().__init__(stream)
         self.storages: dict[str, Tensor] = {}
         self._room = room
 
-    def load_empty_dictionary(self) -> None:
-        self.stack.append(_Dict())
+    def load_setitem(self) -> None:
+        value, key, target = self.stack.pop(), self.stack.pop(), self.stack[-1]
+        # No tuples: the hash of a tuple that nests itself twice, in fifty levels, would take for ever. No long numbers:
+        # a million long numbers can have one hash. A tensor would copy a list that nests itself twice.
+        if not isinstance(target, dict) or not isinstance(key, str | int):
+            raise ValueError(f"the pickle sets an item {type(key).__name__} of a {type(target).__name__}")
+        if isinstance(key, int) and not -(2**31) <= key < 2**31:
+            raise ValueError("a dict has a very long number as a key")
+        target[key] = value
 
-    dispatch[pickle.EMPTY_DICT[0]] = load_empty_dictionary
+    def load_setitems(self) -> None:
+        items = iter(self.pop_mark())
+        for pair in zip(items, items, strict=True):
+            self.stack += pair
+            self.load_setitem()
+
+    def load_reduce(self) -> None:
+        """Call a function of this module. NEWOBJ makes a Namespace."""
+        if not isinstance(arguments := self.stack.pop(), tuple):
+            raise ValueError(f"the pickle calls a function with a {type(arguments).__name__}")
+        self.stack[-1] = self.stack[-1](*arguments)
 
     def load_build(self) -> None:
         """Set the attributes of a Namespace. state_dict() sets `_metadata` on a dict, which nobody needs."""
         state, instance = self.stack.pop(), self.stack[-1]
         is_namespace = type(instance) is Namespace
-        if not isinstance(state, _Dict) or not (is_namespace or state.keys() == {"_metadata"}):
+        if not isinstance(state, dict) or not (is_namespace or state.keys() == {"_metadata"}):
             raise ValueError("the pickle sets attributes of an object; plain weights have none")
         if is_namespace:
-            vars(instance).update(state)
+            instance.__dict__ = state
 
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch: ClassVar[dict[int, Any]] = {
+        **{code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _INSTRUCTIONS)},
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.REDUCE[0]: load_reduce,
+        pickle.NEWOBJ[0]: load_reduce,
+        pickle.BUILD[0]: load_build,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _GLOBALS:
-            raise ValueError(
-                f"the pickle would import {printable(f'{module}.{name}')}, which weights do not need; "
-                "if the file is a training checkpoint that you trust, save the state_dict alone"
-            )
+            raise ValueError(f"the pickle would import {printable(f'{module}.{name}')}, which weights do not need")
         return _GLOBALS[f"{module}.{name}"]
 
     def persistent_load(self, pid: Any) -> Tensor:

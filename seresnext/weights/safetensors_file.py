@@ -78,4 +78,6 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
                     raise ValueError(f"the tensor {printable(name)} has the dtype {dtype}, {dimensions:,} dimensions")
             yield opened
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:  # RuntimeError: torch cannot map the file.
-        raise CheckpointError(f"{shown_path(path)} is damaged or no safetensors file: {printable(error)}") from error
+        raise CheckpointError(
+            f"{shown_path(path)} is damaged or no safetensors file: {printable(error)}; give another file"
+        ) from error

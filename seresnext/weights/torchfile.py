@@ -14,6 +14,7 @@ import zipfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+from zipfile import _ECD_SIZE, _EndRecData  # pyright: ignore[reportAttributeAccessIssue] (ZipFile uses both)
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from seresnext.weights.pickles import load_pickle
 
 # Bytes. A checkpoint of SE-ResNeXt-101 with average and AdamW has 300 thousand. The value takes up to 130 times more.
 _LONGEST_PICKLE = 1 << 20
+_LONGEST_LIST = 2 << 20  # bytes of a zip's list of members; a file with a long name has 500 thousand
 
 # The entries of training checkpoints: `state_dict` of timm and of torch's ImageNet example, `model` of torchvision's
 # references (https://github.com/pytorch/vision/blob/main/references/classification/train.py).
@@ -60,12 +62,15 @@ def read_torch_file(path: Path, weights: str | None = None) -> WeightsFile:
         try:
             start = file.read(4)
             if not start.startswith((b"PK\x03\x04", b"\x80")):
-                raise ValueError("not a file of torch.save; give a file of weights" if start else "the file is empty")
+                raise ValueError("not a file of torch.save" if start else "the file is empty")
             file.seek(0)
             value = (_read_zip if start.startswith(b"PK") else _read_pickles)(file, size)
             return _select(value, size, weights)
         except Exception as error:  # zipfile and torch raise errors of many classes for damaged files.
-            raise CheckpointError(f"{shown_path(path)} is refused: {printable(error, longest=1000)}") from error
+            raise CheckpointError(
+                f"{shown_path(path)} is refused: {printable(error, longest=1000)}; give another file, or save the "
+                "state dict alone with torch.save"
+            ) from error
 
 
 def _read_pickles(file: BinaryIO, size: int) -> Any:
@@ -77,7 +82,7 @@ def _read_pickles(file: BinaryIO, size: int) -> Any:
     value, storages = load_pickle(pickles, size)
     order, _ = load_pickle(pickles)
     are_keys = isinstance(order, list) and all(isinstance(key, str) for key in order)
-    if not are_keys or sorted(order) != sorted(storages):
+    if not are_keys or len(order) != len(storages) or set(order) != storages.keys():
         raise ValueError("the list of storages differs from the storages of the tensors")
     file.seek(pickles.tell())
     for key in order:
@@ -92,6 +97,9 @@ def _read_pickles(file: BinaryIO, size: int) -> Any:
 
 def _read_zip(file: BinaryIO, size: int) -> Any:
     """Return the value in a file since torch 1.6. `zipfile` checks the checksums."""
+    end = _EndRecData(file)
+    if end and end[_ECD_SIZE] > _LONGEST_LIST:
+        raise ValueError(f"the list of members has more than {_LONGEST_LIST:,} bytes")
     with zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
         if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
@@ -101,7 +109,7 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
             raise ValueError("a zip, but not a zip of torch.save")
         folder = folders[0]
         if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
-            raise ValueError("the file was written on a big-endian machine; save the weights on another machine")
+            raise ValueError("the file was written on a big-endian machine")
         with archive.open(f"{folder}data.pkl") as content:
             value, storages = load_pickle(io.BytesIO(content.read(_LONGEST_PICKLE)), size)
         for key, storage in storages.items():
@@ -122,7 +130,7 @@ def _fill(storage: Tensor, file: Any) -> None:
 def _select(value: Any, size: int, weights: str | None) -> WeightsFile:
     """Return the weights in a value: the state dict itself, or an entry of a training checkpoint."""
     if not isinstance(value, dict):
-        raise ValueError(f"the file holds a {type(value).__name__}, not a dict of tensors; save a state dict")
+        raise ValueError(f"the file holds a {type(value).__name__}, not a dict of tensors")
     kinds = ("model",) if weights == "model" else ("ema", "model")
     names = [(kind, name) for kind in kinds for name in _ENTRIES[kind] if isinstance(value.get(name), dict)]
     kind, state = (names[0][0], value[names[0][1]]) if names else ("model", value)
@@ -133,9 +141,9 @@ def _select(value: Any, size: int, weights: str | None) -> WeightsFile:
         if not isinstance(name, str) or not isinstance(entry, Tensor)
     ]
     if others:
-        raise ValueError(f"entries are no tensors: {', '.join(listed(others, most=5))}; save the state dict alone")
+        raise ValueError(f"entries are no tensors: {', '.join(listed(others, most=5))}")
     if not 0 < len(state) <= MOST_TENSORS:
-        raise ValueError(f"the file holds {len(state):,} tensors, not 1 to {MOST_TENSORS:,}; save a state dict")
+        raise ValueError(f"the file holds {len(state):,} tensors, not 1 to {MOST_TENSORS:,}")
     # Many tensors can share one storage in the file. In a model each tensor has its own.
     if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > size:
         raise ValueError("the tensors share storages and are larger than the file")

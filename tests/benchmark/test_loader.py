@@ -22,8 +22,3 @@ def test_figures_are_measured_and_written(bench, tiny_image_folder):
     assert abs(sum(parts) - breakdown["total"]) < 1
     assert 0 < breakdown["decoder_share"] < 1
     assert figures["machine"]["cores"] >= 1
-
-
-def test_pillow_can_be_asked_for(bench, tiny_image_folder):
-    options = ["--batch", "4", "--epochs", "1", "--decoder", "pillow", "--workers", "1"]
-    assert bench("loader", "--data", tiny_image_folder(), *options)[0]["decoder"] == "pillow"

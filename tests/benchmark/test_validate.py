@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,13 +73,3 @@ def test_different_results_are_refused_before_a_turn(measure_without_networks: M
     figures, _ = measure_without_networks(LOGITS + shift, top1, "--precision", "bf16")
     assert figures["logits_difference"] == pytest.approx(shift, abs=1e-6)
     assert figures["top1"] == top1
-
-
-def test_a_tar_gives_each_jpeg_twice(tiny_image_folder, tmp_path: Path):
-    source = tiny_image_folder() / "val"
-    with tarfile.open(tmp_path / "val.tar", "w") as tar:
-        tar.add(source, "val")
-    for number, data in enumerate((source, tmp_path / "val.tar")):
-        assert validate._write_twice(data, target := tmp_path / str(number)) == (24, 3)
-        expected = sorted(2 * [path.read_bytes() for path in source.glob("*/*")])
-        assert sorted(path.read_bytes() for path in target.glob("*/*")) == expected

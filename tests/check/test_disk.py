@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from unittest.mock import Mock
 
 import pytest
 
@@ -23,14 +24,9 @@ def run(*settings, steps_per_epoch=10):
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        (),
-        ("checkpoint.keep=1",),
-        ("checkpoint.keep_every=5ep",),
-        ("length=2ep",),
-        ("evaluation.every=3ep", "checkpoint.every=9ep"),
-    ],
-)
+    [(), ["checkpoint.keep=1"], ["checkpoint.keep_every=5ep"], ["length=2ep"],
+     ["evaluation.every=3ep", "checkpoint.every=9ep"]],
+)  # fmt: skip
 def test_the_number_of_checkpoints_is_that_of_a_run(settings, tmp_path):
     """The oracle saves empty files as a run does, and counts the most files. `best` is the first file."""
     recipe, plan = run(*settings)
@@ -72,14 +68,12 @@ def test_a_folder_that_does_not_exist_yet_and_one_that_cannot_be_written(small, 
     assert [(finding.name, finding.verdict) for finding in found] == [("space", "ok"), ("writing", "ok")]
     assert str(tmp_path) in found[0].measured
     assert list(tmp_path.iterdir()) == []
-
-    def refuse(*_, **__):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    (tmp_path / "file").touch()
+    (finding,) = check_disk(recipe, plan, speeds, tmp_path / "file" / "run")
+    assert (finding.verdict, "Not a directory" in finding.measured) == ("failure", True)
+    monkeypatch.setattr("tempfile.TemporaryFile", Mock(side_effect=OSError(30, "Read-only file system")))
     (finding,) = check_disk(recipe, plan, speeds, tmp_path)
-    assert finding.verdict == "failure"
-    assert "Read-only" in finding.measured
+    assert (finding.verdict, "Read-only" in finding.measured) == ("failure", True)
 
 
 @pytest.mark.parametrize(("interval", "verdict"), [(10.1, "ok"), (9.9, "warning")])

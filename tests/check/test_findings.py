@@ -1,14 +1,6 @@
-"""Verdicts, the table and the exit code."""
+"""The table."""
 
-import pytest
-
-from seresnext.check.findings import SECTIONS, CheckFailed, judge, table
-
-
-@pytest.mark.parametrize(("section", "code"), [("data", 3), ("recipe", 2), ("devices", 2), ("disk", 1), ("run", 1)])
-def test_the_first_finding_gives_the_exit_code(section, code):
-    others = [judge(name, "later", "x", "y", "failure") for name in SECTIONS]
-    assert CheckFailed([judge(section, "first", "x", "y", "failure"), *others]).exit_code == code
+from seresnext.check.findings import judge, table
 
 
 def test_the_table_has_a_hundred_columns_and_no_control_characters():

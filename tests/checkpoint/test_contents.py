@@ -162,55 +162,54 @@ def test_metadata_survives_as_text():
         assert CheckpointMetadata.from_metadata({**metadata, "best": json.dumps(best)}, "file").best == best
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format": "seresnext-3"}, "newer version"),
-        ({"format": "seresnext-1000"}, "newer version"),
-        ({"format": "seresnext-0"}, "not of a run"),
-        ({"format": "pt"}, "not of a run"),
-        ({"format": None}, "not of a run"),
-        ({"step": None}, "lacks the metadata step"),
-        ({"dataset": None, "best": None}, "lacks the metadata best, dataset"),
-        ({"step": "-3"}, "not a number"),
-        ({"step": "9" * 5000}, "not a number"),
-        ({"recipe": "{"}, "'recipe' that is not JSON"),
-        ({"recipe": "[" * 100_000}, "'recipe' that is not JSON"),
-        ({"recipe": "[]"}, "'recipe' of the type list"),
-        ({"history": json.dumps({})}, "'history' of the type dict"),
-        ({"best": json.dumps({"step": "4"})}, "no run writes"),
-        ({"dataset": json.dumps({"classes": [["a"]], "num_images": 7, "fingerprint": "f"})}, "no run writes"),
-        ({"dataset": json.dumps({"classes": ["a"], "num_images": True, "fingerprint": "f"})}, "no run writes"),
-        ({"dataset": json.dumps({**FACTS.dataset, "val": {"num_images": -1, "fingerprint": ""}})}, "dataset"),
-        ({"dataset": json.dumps({**FACTS.dataset, "val": 3})}, "dataset"),
-        ({"best": json.dumps({"step": 4, "top1": 10**400})}, "2\\^64"),
-        ({"best": json.dumps({"step": 4, "top1": 100.5})}, "best"),
-        ({"best": json.dumps({"step": 4, "top1": True})}, "best"),
-        ({"best": json.dumps({"step": 4, "top1": "50"})}, "best"),
-        ({"best": json.dumps({"step": 6, "top1": 50.0})}, "best"),
-        ({"best": json.dumps({"step": 4, "top1": 50.0, "macro_f1": -1})}, "best"),
-        ({"best": json.dumps({"step": 4, "top1": 50.0, "by": "macro_f1"})}, "best"),
-        ({"best": json.dumps({"step": 4, "top1": 50.0, "by": ["top1"]})}, "best"),
-        ({"best": json.dumps({"step": 4, "top1": 50.0, "by": "loss", "loss": "low"})}, "best"),
-        ({"best": '{"step": 4, "top1": NaN}'}, "nan"),
-        ({"best": '{"step": 4, "top1": 1e999}'}, "inf"),
-        ({"progress": '{"unlogged_loss": NaN}'}, "nan"),
-        ({"progress": '{"unlogged_loss": -Infinity}'}, "inf"),
-        ({"history": "[" * 900 + "]" * 900}, "nesting"),
-        ({"environment": '{"a":' * 900 + "1" + "}" * 900}, "nesting"),
-        ({"history": json.dumps([{"step": 2}] * 10_001)}, "history"),
-        ({"history": json.dumps([3])}, "history"),
-        ({"history": json.dumps([{"step": 6}])}, "history"),
-        ({"history": json.dumps([{"step": 2, "more": 1}])}, "history"),
-        ({"history": json.dumps([{"step": 2, "samples": [[]]}])}, "history"),
-        ({"recipe_hash": "\x1b[2J"}, "recipe_hash"),
+def bests(*changes):
+    return [json.dumps({"step": 4, "top1": 50.0, **change}) for change in changes]
+
+
+def datasets(*changes):
+    return [json.dumps({**FACTS.dataset, **change}) for change in changes]
+
+
+NUMBERS = ["NaN", "-Infinity", "1e999", "1" * 400]
+# Texts that no run writes, and None for a missing one.
+BAD = {
+    "step": [None, "-3", "1e3", "9" * 19, "9" * 5000],
+    "recipe": [None, "{", "[" * 100_000, "[]"],
+    "recipe_hash": [None, "\x1b[2J"],
+    "best": bests(
+        {"step": "4"}, {"top1": 100.5}, {"top1": True}, {"top1": "50"}, {"top1": 10**400}, {"top1": float("nan")},
+        {"macro_f1": -1}, {"by": ["top1"]}, {"by": "speed"}, {"loss": "low"}, {"step": 6},
+    ),
+    "history": [
+        "{}", "[" * 900 + "]" * 900, "[3]", '[{"step": 6}]', '[{"step": 2, "more": 1}]',
+        '[{"step": 2, "samples": [[]]}]', json.dumps([{"step": 2}] * 10_001),
     ],
-)
-def test_other_formats_and_bad_facts_are_refused(change, message):
-    changed = {name: text for name, text in {**FACTS.to_metadata(), **change}.items() if text is not None}
-    with pytest.raises(CheckpointError, match=message) as failure:
-        CheckpointMetadata.from_metadata(changed, "some/file")
-    assert "some/file" in str(failure.value)
+    "dataset": datasets(
+        {"classes": [["a"]]}, {"num_images": True}, {"val": 3}, {"val": {"num_images": -1, "fingerprint": ""}}
+    ),
+    "environment": ["[]", '{"a":' * 900 + "1" + "}" * 900],
+    "progress": [f'{{"unlogged_loss": {number}}}' for number in NUMBERS],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_other_formats_and_bad_facts_are_refused(name):
+    for text in BAD[name]:
+        changed = {**FACTS.to_metadata(), name: text}
+        if text is None:
+            del changed[name]
+        with pytest.raises(CheckpointError, match=f"some/file .*{name}.*Use another checkpoint of the run"):
+            CheckpointMetadata.from_metadata(changed, "some/file")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("seresnext-1000", "newer version"), ("seresnext-3", "newer version"), ("seresnext-0", "not of a run"),
+     ("pt", "not of a run"), (None, "not of a run")],
+)  # fmt: skip
+def test_other_formats_are_refused(text, message):
+    with pytest.raises(CheckpointError, match=f"some/file .*{message}"):
+        CheckpointMetadata.from_metadata({**FACTS.to_metadata(), "format": text}, "some/file")
 
 
 def test_values_that_a_run_may_write_are_read():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import fsspec
 import pytest
@@ -28,19 +28,13 @@ def names(address: str) -> set[str]:
     return {path.removeprefix(f"{root}/") for path in files.find(root)}
 
 
-def read(address: str, name: str) -> bytes:
-    files, root = fsspec.core.url_to_fs(address)
-    return files.cat_file(f"{root}/{name}")
-
-
-def change(address: str, name: str, edit: Callable[[bytes], bytes]) -> None:
-    files, root = fsspec.core.url_to_fs(address)
-    files.pipe_file(f"{root}/{name}", edit(files.cat_file(f"{root}/{name}")))
-
-
-def remove(address: str, name: str) -> None:
-    files, root = fsspec.core.url_to_fs(address)
-    files.rm_file(f"{root}/{name}")
+def change(address: str, name: str, edit: Callable[[bytes], bytes] | None) -> None:
+    """Change the content of a file, or remove the file."""
+    files, path = fsspec.core.url_to_fs(f"{address}/{name}")
+    if edit:
+        files.pipe_file(path, edit(files.cat_file(path)))
+    else:
+        files.rm_file(path)
 
 
 # ------------------------------------------------------------------------------------------------ uploads
@@ -55,7 +49,7 @@ def test_an_upload_has_a_manifest_and_comes_back_bit_for_bit(address: str, tmp_p
     assert names(address) == {
         "owners/000001.json", f"{RUN}/metrics-000001.jsonl", f"{stem}.json", f"{stem}.safetensors",
     }  # fmt: skip
-    manifest = json.loads(read(address, f"{stem}.json"))
+    manifest = json.loads(fsspec.open(f"{address}/{stem}.json").open().read())
     assert manifest["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (manifest["run"], manifest["owner"], manifest["step"]) == (RUN, 1, 40)
     assert files.uploads(owner) == [upload]
@@ -66,50 +60,36 @@ def test_an_upload_has_a_manifest_and_comes_back_bit_for_bit(address: str, tmp_p
     assert b"".join(chunks) == metrics.read_bytes()
 
 
-@pytest.mark.parametrize("harm", ["flipped", "truncated", "missing", "manifest", "no manifest"])
+HARMS = {
+    "flipped": ("safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+    "truncated": ("safetensors", lambda data: data[:-1]),
+    "missing": ("safetensors", None),
+    "half a manifest": ("json", lambda text: text[: len(text) // 2]),
+    "no manifest": ("json", None),  # As after a kill in the middle of an upload.
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_what_is_half_or_corrupt_does_not_count(address: str, tmp_path: Path, harm: str):
     files, owner = own(address)
     upload = add(files, owner, 1, save(tmp_path, 40))
     assert content(files, RUN, upload)  # The control.
-    stem = f"{RUN}/{upload.name}"
-    match harm:
-        case "flipped":
-            change(address, f"{stem}.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1]))
-        case "truncated":
-            change(address, f"{stem}.safetensors", lambda data: data[:-1])
-        case "missing":
-            remove(address, f"{stem}.safetensors")
-        case "manifest":
-            change(address, f"{stem}.json", lambda text: text[: len(text) // 2])
-        case _:  # As after a kill in the middle of an upload.
-            remove(address, f"{stem}.json")
-            assert files.uploads(owner) == []
-            return
-    assert files.uploads(owner) == [upload]
+    ending, edit = HARMS[harm]
+    change(address, f"{RUN}/{upload.name}.{ending}", edit)
+    assert files.uploads(owner) == [upload] * (harm != "no manifest")
     with pytest.raises(Damaged, match=r"manifest|readable|missing"):
         content(files, RUN, upload)
 
 
-class LosingFiles:
-    """A file system that loses the last byte of each checkpoint."""
-
-    def __init__(self, files: Any) -> None:
-        self._files = files
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._files, name)
-
-    def open(self, url: str, mode: str, **options: Any) -> Any:
-        """Return the file; of a checkpoint that is read, without the last byte."""
-        if mode == "rb" and url.endswith(".safetensors"):
-            self._files.pipe_file(url, self._files.cat_file(url)[:-1])
-        return self._files.open(url, mode, **options)
-
-
 def test_a_store_that_loses_bytes_gets_no_manifest(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files, owner = own(address)
-    path, real = save(tmp_path, 40), mirror_files.file_system
-    monkeypatch.setattr(mirror_files, "file_system", lambda scheme: LosingFiles(real(scheme)))
+    path, download = save(tmp_path, 40), MirrorFiles.download
+
+    def lossy(self: MirrorFiles, run: str, entry: dict[str, Any], write: Any) -> None:
+        change(address, f"{run}/{entry['file']}", lambda data: data[:-1])
+        download(self, run, entry, write)
+
+    monkeypatch.setattr(MirrorFiles, "download", lossy)
     with pytest.raises(Damaged, match="does not have the digest"):
         add(files, owner, 1, path)
     assert files.uploads(owner) == []
@@ -170,7 +150,7 @@ def test_of_two_starts_at_once_each_gets_a_number(address: str, monkeypatch: pyt
 def test_the_object_of_an_owner_is_gone(address: str, tmp_path: Path):
     """As when another disk is mounted: nothing is uploaded."""
     files, owner = own(address)
-    remove(address, "owners/000001.json")
+    change(address, "owners/000001.json", None)
     with pytest.raises(OSError, match=r"owners/000001\.json is gone"):
         add(files, owner, 1, save(tmp_path, 10))
 
@@ -190,7 +170,7 @@ def test_steps_that_a_newer_start_repeats_do_not_count(address: str, tmp_path: P
         add(files, first, number, save(tmp_path, step))
     _, second = own(address, step=20)
     assert [(one.step, one.owner) for one in files.uploads(second)] == [(10, 1), (20, 1)]
-    add(files, second, 1, save(tmp_path, 30, value=3.0))
+    add(files, second, 1, save(tmp_path, 30))
     _, third = own(address, step=30)
     assert [(one.step, one.owner) for one in files.uploads(third)] == [(10, 1), (20, 1), (30, 2)]
     files.prune(third, Upload(30, 3, 1), keep=1, keep_every=None, best=None)
@@ -257,25 +237,18 @@ def test_failures_are_results(mirror, tmp_path: Path, monkeypatch: pytest.Monkey
     wanted = request_for(mirror, save(tmp_path, 1))
     for error, is_final in ((PermissionError("denied by s3://bucket"), True), (OSError("reset"), False)):
         with monkeypatch.context() as patch:
-            patch.setattr(MirrorFiles, "upload", raising(error))
+            patch.setattr(MirrorFiles, "upload", Mock(side_effect=error))
             reason = "denied by (address)" if is_final else "reset"
             assert mirror_files.perform(wanted) == {"uploaded": False, "problem": reason, "is_final": is_final}
     with monkeypatch.context() as patch:
-        patch.setattr(MirrorFiles, "prune", raising(PermissionError("no removal")))
+        patch.setattr(MirrorFiles, "prune", Mock(side_effect=PermissionError("no removal")))
         assert mirror_files.perform(wanted) == {"uploaded": True, "problem": "no removal", "is_final": True}
     with monkeypatch.context() as patch:
-        patch.setattr(MirrorFiles, "upload", raising(TypeError("a bug")))
+        patch.setattr(MirrorFiles, "upload", Mock(side_effect=TypeError("a bug")))
         with pytest.raises(TypeError):
             mirror_files.perform(wanted)
     gone = {**wanted, "address": str(tmp_path / "no" / "mirror")}
     assert "there is no folder" in mirror_files.perform(gone)["problem"]
-
-
-def raising(error: Exception) -> Any:
-    def fail(*arguments: Any, **options: Any) -> None:
-        raise error
-
-    return fail
 
 
 # ------------------------------------------------------------------------------------------------ addresses
@@ -297,9 +270,8 @@ def test_an_address_that_cannot_be_used(wrong: str, message: str):
 
 
 @pytest.mark.parametrize(("kind", "package"), [("s3://bucket/x", "s3fs"), ("gs://bucket/x", "gcsfs"), ("x", "fsspec")])
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, kind: str, package: str):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+def test_without_the_extra(without, kind: str, package: str):
+    without(package)
     with pytest.raises(UsageError, match=re.escape(f'has no {package}; run `pip install "seresnext[remote]"`')):
         MirrorFiles(kind)
 

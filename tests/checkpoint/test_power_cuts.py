@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,55 +18,37 @@ from interrupted_saves import NEW, OLD, assert_next_save_mends, assert_sound, ma
 from seresnext.errors import CheckpointError
 
 Folder = dict[str, bytes]
+Names = dict[str, int | None]
+CALLS = {name: getattr(os, name) for name in ("open", "write", "pwrite", "fsync", "replace", "link", "unlink")}
 
 
 class Disk:
     """The safe and the unsafe changes of a folder. Controls: `forgets` drops syncs of `files` or of the `folder`."""
 
     def __init__(self, folder: Path, forgets: str | None = None) -> None:
-        self._forgets = forgets
-        self._files = dict(enumerate(path.read_bytes() for path in sorted(folder.iterdir())))
-        self._synced = dict(self._files)
-        self._now = {path.name: number for number, path in enumerate(sorted(folder.iterdir()))}
-        self._certain = dict(self._now)
-        self._changes: list[dict[str, int | None]] = []
+        self._folder, self._forgets = folder, forgets
+        self._now: Names = {path.name: path.stat().st_ino for path in folder.iterdir()}
+        self._files = {path.stat().st_ino: path.read_bytes() for path in folder.iterdir()}
+        self._certain, self._synced = self._now, dict(self._files)
+        self._changes: list[Names] = []
         self.states: list[Folder] = []
 
-    def names(self, change: dict[str, int | None]) -> None:
-        """Names that change together."""
-        self._changes.append(change)
-        self._now.update(change)  # pyright: ignore[reportCallIssue]
-        self._note()
-
-    def create(self, name: str) -> None:
-        self._files[len(self._files)] = b""
-        self._synced[len(self._synced)] = b""
-        self.names({name: len(self._files) - 1})
-
-    def file(self, name: str) -> int:
-        return self._now[name]
-
-    def write(self, name: str, content: bytes) -> None:
-        self._files[self.file(name)] = content
-        self._note()
-
-    def sync(self, name: str | None) -> None:
-        """Sync a file, or the folder if there is no name."""
-        if name and self._forgets != "files":
-            self._synced[self.file(name)] = self._files[self.file(name)]
-        elif not name and self._forgets != "folder":
-            for change in self._changes:
-                self._certain.update(change)  # pyright: ignore[reportCallIssue]
-            self._changes = []
-        self._note()
-
-    def _note(self) -> None:
+    def look(self, synced: int = -1) -> None:
+        """Note the changes since the last look: of contents, and of names that change together."""
+        before, self._now = self._now, {path.name: path.stat().st_ino for path in self._folder.iterdir()}
+        self._files |= {path.stat().st_ino: path.read_bytes() for path in self._folder.iterdir()}
+        names = [name for name in {**before, **self._now} if before.get(name) != self._now.get(name)]
+        self._changes += [{name: self._now.get(name) for name in names}] if names else []
+        if synced in self._files and self._forgets != "files":
+            self._synced[synced] = self._files[synced]
+        if synced == self._folder.stat().st_ino and self._forgets != "folder":
+            self._certain, self._changes = self._now, []
         self.states += [state for state in self.possible() if state not in self.states]
 
     def possible(self) -> Iterator[Folder]:
         """Return every folder that a power cut may leave now."""
         for happened in itertools.product([False, True], repeat=len(self._changes)):
-            names: dict[str, int | None] = dict(self._certain)
+            names = dict(self._certain)
             for change in itertools.compress(self._changes, happened):
                 names.update(change)
             files = sorted({number for number in names.values() if number is not None})
@@ -76,7 +57,7 @@ class Disk:
                 yield {name: by_number[number] for name, number in names.items() if number is not None}
 
     def _contents(self, number: int) -> list[bytes]:
-        now, synced = self._files[number], self._synced[number]
+        now, synced = self._files[number], self._synced.get(number, b"")
         return [now] if now == synced else [synced, now[: len(now) // 2], now]
 
 
@@ -86,51 +67,19 @@ def possible_folders(
     """Save into a folder. Return the folders that a power cut may leave, during and after the save."""
     disk = Disk(folder, forgets)
 
-    def path_of(file: int) -> Path:
-        return (Path("/proc/self/fd") / str(file)).readlink()
+    def observed(name):
+        def call(*words, **options):
+            result = CALLS[name](*words, **options)
+            disk.look(os.fstat(words[0]).st_ino if name == "fsync" else -1)
+            return result
 
-    def opened(path, flags, *mode, **options):
-        file = REAL["open"](path, flags, *mode, **options)
-        if flags & os.O_CREAT:
-            disk.create(Path(path).name)
-        return file
+        return call
 
-    def written(name):
-        def write(file, *arguments):
-            count = REAL[name](file, *arguments)
-            if stat.S_ISREG(os.fstat(file).st_mode):
-                disk.write(path_of(file).name, path_of(file).read_bytes())
-            return count
-
-        return write
-
-    def synced(file):
-        REAL["fsync"](file)
-        disk.sync(path_of(file).name if stat.S_ISREG(os.fstat(file).st_mode) else None)
-
-    def replaced(source, target):
-        REAL["replace"](source, target)
-        if not Path(source).exists():  # A rename between two names of one file removes no name.
-            disk.names({Path(target).name: disk.file(Path(source).name), Path(source).name: None})
-
-    def linked(source, target):
-        REAL["link"](source, target)
-        disk.names({Path(target).name: disk.file(Path(source).name)})
-
-    def unlinked(path):
-        REAL["unlink"](path)
-        disk.names({Path(path).name: None})
-
-    observed = {"open": opened, "write": written("write"), "pwrite": written("pwrite"), "fsync": synced}
     with monkeypatch.context() as patch:
-        for name, function in {**observed, "replace": replaced, "link": linked, "unlink": unlinked}.items():
-            patch.setattr(os, name, function)
+        for name in CALLS:
+            patch.setattr(os, name, observed(name))
         save_new(folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == disk.states[-1]
     return disk.states, list(disk.possible())
-
-
-REAL = {name: getattr(os, name) for name in ("open", "write", "pwrite", "fsync", "replace", "link", "unlink")}
 
 
 def lay_out(state: Folder, folder: Path) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from encoded_images import Images, encoded, noise
 from shard_folders import Server, make_shards, serve
 
-from seresnext.data.shards import remote
+from seresnext import remote
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
+from imagenet_archives import write_archives
 from photographs import make
 
 from seresnext.data.formats import READERS, detect_format, open_reader
@@ -53,6 +55,20 @@ def test_photos_have_a_reader_of_their_own(tmp_path: Path, files: list[str], cho
     root = make(tmp_path / "data", *files)
     for split in ("train", "val"):
         assert type(open_reader(root, split, choice=choice, cache=tmp_path)) is reader
+
+
+@pytest.mark.parametrize("format", ["folder", "photos", "imagenet"])
+def test_a_reader_holds_no_object_per_image(tmp_path: Path, format: str):
+    """The reference counts of objects would copy the objects into each worker."""
+    if format == "imagenet":
+        write_archives(tmp_path, per_class=20)
+    else:
+        make(tmp_path, *(f"train/a/{number}.jpg" for number in range(90)), "train/b/1.jpg")
+    choice = PhotoChoice() if format == "photos" else None
+    reader = open_reader(tmp_path, "train", "folder" if choice else format, tmp_path / "cache", choice)
+    kept = [value for value in vars(reader).values() if isinstance(value, list | tuple | dict)]
+    assert max(map(len, kept)) <= 4 < len(reader)
+    assert isinstance(reader.labels, np.ndarray)
 
 
 def test_all_photos_of_a_folder_without_splits(tmp_path: Path):

@@ -169,6 +169,8 @@ def test_a_kit_that_unpacks_to_much(tmp_path: Path) -> None:
     assert read_validation_classes(devkit(tmp_path, b"490\n1\n"))[1] == "n02119789"
     with within(3), pytest.raises(DataError, match="unpacks to more than 64 MiB"):
         read_validation_classes(devkit(tmp_path, bytes(100 << 20)))
+    with within(1), pytest.raises(DataError, match=rf"holds 0 files {TRUTH} of at most 1 MiB"):
+        read_validation_classes(devkit(tmp_path, b"10\n" * (20 << 20)))  # The list would take 1.8 GB.
     assert (tmp_path / DEVKIT.name).stat().st_size < 200_000
 
 

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -34,8 +35,7 @@ def environment(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name, value in {"CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "first.example", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    for name in ("die_with_parent", "die_with_launcher"):  # A death signal would stay for all tests.
-        monkeypatch.setattr(launch, name, lambda *death_signal: None)
+    monkeypatch.setattr(launch, "die_with_parent", lambda death_signal: None)  # It would stay for all tests.
     pretend(None, None, None, None)
     return pretend
 
@@ -101,20 +101,15 @@ def test_more_processes_than_gpus(gpus, environment):
     assert chosen == []
 
 
-class Still:
-    """A heartbeat that does nothing."""
-
-    def __init__(self, *settings):
-        self.explain = self.stop = lambda *words: None
-
-    def start(self):
-        pass
-
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, count):
-    chosen, joined, left = gpus(count), [], []
-    environment(3, 4, 1, 2)  # The second process of the second machine.
+@pytest.mark.parametrize("count", [0, 4])
+@pytest.mark.parametrize(
+    ("values", "death"),
+    [((3, 4, 1, 2), signal.SIGKILL), ((2, 4, 0, 2), signal.SIGKILL), ((3, 4, 3, 4), signal.SIGTERM)],
+)
+def test_each_process_its_gpu_its_backend_and_its_end(gpus, environment, monkeypatch, values, death, count):
+    """If the launcher dies, a run on one machine stops, and a process of several machines is killed."""
+    chosen, deaths, joined, left, heart = gpus(count), [], [], [], Mock(explain=lambda error: None)
+    environment(*values)
     store = torch.distributed.HashStore()
     fakes = {
         "init_process_group": lambda *args, **options: joined.append((args, options)),
@@ -123,26 +118,25 @@ def test_each_process_its_gpu_and_its_backend(gpus, environment, monkeypatch, co
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.distributed, name, fake)
+    monkeypatch.setattr(launch, "die_with_parent", deaths.append)
     monkeypatch.setattr(launch, "rendezvous", lambda *args, **options: iter([(store, 3, 4)]))
     monkeypatch.setattr(launch, "_name_start", lambda store, rank, size: f"start of {rank} of {size}")
-    monkeypatch.setattr(launch, "Heartbeat", Still)
-
-    def body(world):
-        assert (world.rank, world.size) == (3, 4)
-        assert left == []
-        raise ZeroDivisionError
-
+    monkeypatch.setattr(launch, "Heartbeat", lambda *settings: heart)
+    rank, size, local_rank, local_size = values
     with pytest.raises(ZeroDivisionError), open_world() as world:
-        body(world)
+        raise ZeroDivisionError
+    assert (world.rank, world.size, deaths) == (rank, size, [death])
     assert left == [1]  # The group is destroyed after an error, too: an open group can keep a process from ending.
     ((backend,), options) = joined[0]
-    assert (options["rank"], options["world_size"]) == (3, 4)
+    assert (options["rank"], options["world_size"]) == (rank, size)
     options["store"].set("address", "mine")
-    assert store.get("start of 3 of 4/address") == b"mine"
-    device = torch.device("cuda", 1) if count else torch.device("cpu")
+    assert store.get(f"start of {rank} of {size}/address") == b"mine"
+    device = torch.device("cuda", local_rank) if count else torch.device("cpu")
     assert (world.device, options["device_id"]) == (device, device if count else None)
-    assert (backend, chosen) == (("cpu:gloo,cuda:nccl", [1]) if count else ("gloo", []))
+    assert (backend, chosen) == (("cpu:gloo,cuda:nccl", [local_rank]) if count else ("gloo", []))
     assert 60 <= options["timeout"].total_seconds() <= 3600
+    # The store can be on another machine. The first rank of each machine prints that the store is lost.
+    assert (heart.watches_store, heart.prints) == (local_size < size, local_rank == 0)
 
 
 def start(store, ranks, size):
@@ -180,25 +174,6 @@ def test_ranks_of_another_start_are_not_waited_for_without_end(store, monkeypatc
             start(store, [rank], 2)
 
 
-@pytest.mark.parametrize(("local_size", "number"), [(4, signal.SIGTERM), (2, signal.SIGKILL)])
-def test_a_dead_launcher_stops_a_run_on_one_machine_and_kills_a_process_of_several_machines(
-    gpus, environment, monkeypatch, local_size, number
-):
-    gpus(0)
-    asked, joined = [], []
-    monkeypatch.setattr(launch, "die_with_parent", asked.append)
-    still = Still()
-    monkeypatch.setattr(launch, "_join", lambda *settings: joined.append(settings) or still)
-    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    environment(2, 4, 2 % local_size, local_size)
-    with open_world():
-        assert asked == [number]
-    several = number == signal.SIGKILL
-    assert still.watches_store == several  # The store can be on another machine.
-    assert still.prints == several  # The first rank of each machine prints a lost store.
-    assert joined == [(2, 4, torch.device("cpu"))]
-
-
 def test_other_ranks_that_cannot_be_reached(environment, monkeypatch):
     def refuse(*args, **options):
         raise torch.distributed.DistNetworkError("The server socket has failed to listen: address in use\nmore")
@@ -211,19 +186,11 @@ def test_other_ranks_that_cannot_be_reached(environment, monkeypatch):
 
 def test_the_id_of_a_launcher_is_unique(monkeypatch):
     """Users repeat an --rdzv-id, torchrun's default id is `none`, and process ids repeat, too."""
-    name = "100"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
-    code = "from seresnext.distributed import launcher_id; print(launcher_id(), launcher_id())"
-    starts = []
-    for _ in range(2):
-        shell = ["sh", "-c", f'"{sys.executable}" -c "{code}"; exit $?']  # It waits for the command, as torchrun does.
-        starts.append(subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip())
-    (one, again), (other, _) = (start.split(f" {name} ") for start in starts)
-    assert one == f"{name} {again}"
-    assert one != other
-    known = launcher_id()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "100")
+    words = [sys.executable, "-c", "from seresnext.distributed import launcher_id; print(launcher_id())"]
+    found = [subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert found[0] == found[1] != f"{launcher_id()}\n"
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert launcher_id() != known
-    assert re.fullmatch(rf"{name} .*:1:\d+", launcher_id())
+    assert re.fullmatch(r"100 .*:1:\d+", launcher_id())
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     assert launcher_id() is None

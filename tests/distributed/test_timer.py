@@ -13,9 +13,8 @@ from torch import nn
 from seresnext.distributed import RankTimer
 
 SCRIPT = """
-import copy, sys, time
+import sys, time
 sys.path.append(sys.argv[2])
-from contextlib import nullcontext
 from pathlib import Path
 import torch
 from torch import nn
@@ -33,37 +32,21 @@ class Sleep(nn.Module):
 with open_world() as world:
     torch.manual_seed(0)
     model = nn.Sequential(Sleep(), narrow("", num_classes=5, drop_path_rate=0.0))
-    torch.manual_seed(1 + world.rank)
-    images = torch.randn(3, 2, 3, 32, 32)
-    found = {"gradients": {}, "times": [], "ready": []}
-    for name in ("plain", "timed", "compressed", "compressed, timed", "compared"):
-        shared = copy.deepcopy(model)
-        ddp = wrap_ddp(shared, compress=name.startswith("compressed"))
-        ready = []
-        def hook(state, bucket):
-            if bucket.is_last():
-                ready.append(time.monotonic())
-            return allreduce_hook(None, bucket)
-        if name == "compared":
-            ddp.register_comm_hook(None, hook)
-        timer = RankTimer(shared, world.device) if name != "plain" and name != "compressed" else None
-        ddp(images[0]).square().mean().backward()  # DDP rebuilds its buckets after the first step.
-        ddp.zero_grad()
-        ready.clear()
-        started = []
-        for micro_batch in images:
-            started.append(time.monotonic())
-            if timer:
-                timer.start(0, 0.25)
-            is_last = micro_batch is not images[0] and len(started) == len(images)
-            with nullcontext() if is_last or name == "compared" else ddp.no_sync():
-                ddp(micro_batch).square().mean().backward()
-        found["gradients"][name] = [parameter.grad.clone() for parameter in shared.parameters()]
-        if timer:
-            found["times"].append(tuple(timer.read()))
-        if name == "compared":
-            found["ready"] = [end - start for start, end in zip(started, ready, strict=True)]
-    torch.save(found, Path(sys.argv[1], f"{world.rank}.pt"))
+    ddp, timer, ready, started = wrap_ddp(model), RankTimer(model, world.device), [], []
+    def hook(state, bucket):
+        if bucket.is_last():
+            ready.append(time.monotonic())
+        return allreduce_hook(None, bucket)
+    ddp.register_comm_hook(None, hook)
+    model[1].layer2.register_full_backward_hook(lambda *_: time.sleep(0.05))  # long before the last gradient
+    images = torch.randn(4, 2, 3, 32, 32)
+    for number, micro_batch in enumerate(images):  # DDP rebuilds its buckets after the first pass.
+        started.append(time.monotonic())
+        if number:
+            timer.start(number, 0.25)
+        ddp(micro_batch).square().mean().backward()
+    times = [end - start for start, end in zip(started, ready, strict=True)][1:]
+    torch.save({"times": tuple(timer.read()), "hook": sum(times) / 3}, Path(sys.argv[1], f"{world.rank}.pt"))
 """
 
 
@@ -79,23 +62,14 @@ def found(tmp_path_factory):
 def test_the_end_is_the_moment_in_which_the_last_bucket_is_ready(found):
     """The oracle is a communication hook, called with the last bucket of each backward pass."""
     for rank in found:
-        assert len(rank["ready"]) == 3
-        assert rank["times"][-1][2] == pytest.approx(sum(rank["ready"]), abs=0.02)
+        assert rank["times"][2] == pytest.approx(rank["hook"], abs=0.01)
 
 
 def test_the_time_of_a_slow_rank_is_its_own(found):
     """Rank 0 waits 0.2 s for rank 1 in each all-reduce. The wait does not count."""
-    for (_, _, fast), (_, _, slow) in zip(*(rank["times"] for rank in found), strict=True):
-        assert slow - fast == pytest.approx(3 * 0.2, abs=0.2)
-    assert [times[1] for times in found[0]["times"]] == [0.75] * 3
-
-
-def test_the_gradients_have_the_same_bits(found):
-    for rank in found:
-        for name in ("plain", "compressed"):
-            ours, theirs = rank["gradients"][f"{name}, timed" if name == "compressed" else "timed"], rank["gradients"]
-            assert all(torch.equal(one, other) for one, other in zip(ours, theirs[name], strict=True))
-        assert not torch.equal(rank["gradients"]["plain"][0], rank["gradients"]["compressed"][0])
+    (_, data, fast), (_, _, slow) = (rank["times"] for rank in found)
+    assert slow - fast == pytest.approx(0.2, abs=0.07)
+    assert data == 0.25
 
 
 class Slow(nn.Module):

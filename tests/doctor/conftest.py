@@ -1,9 +1,5 @@
 """A folder of photographs with known faults, and a reader of the folder."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 from faulty_photos import FAULTS, jpeg, photograph
 
@@ -12,18 +8,17 @@ from seresnext.doctor.images import Collection
 
 
 @pytest.fixture(scope="session")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def faulty(tmp_path_factory):
     """A folder with train and val, the classes a and b, 12 and 4 good photographs of each, and FAULTS."""
     root = tmp_path_factory.mktemp("faulty")
     files = {f"train/{name}/{n}.jpg": 100 + 100 * (name == "b") + n for name in "ab" for n in range(12)}
     files |= {f"val/{name}/{n}.jpg": 300 + 100 * (name == "b") + n for name in "ab" for n in range(4)}
-    contents = {name: jpeg(photograph(number)) for name, number in files.items()}
-    for name, content in {**contents, **{name: make() for name, make in FAULTS.items()}}.items():
+    for name, content in {**{name: jpeg(photograph(number)) for name, number in files.items()}, **FAULTS}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
     return root
 
 
 @pytest.fixture(scope="session")
-def images(faulty: Path) -> Collection:
+def images(faulty):
     return Collection({split: open_reader(faulty, split) for split in ("train", "val")})

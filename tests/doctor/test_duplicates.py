@@ -1,7 +1,5 @@
 """Near duplicates: the pairs against a plain comparison, and copies as people make them."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np
@@ -11,12 +9,12 @@ from faulty_photos import jpeg, photograph
 
 from seresnext.data.decode.pillow import Decoding
 from seresnext.doctor import duplicates
-from seresnext.doctor.duplicates import components, near_pairs
+from seresnext.doctor.duplicates import near_pairs
 from seresnext.doctor.images import look_at
 
 
 @pytest.mark.parametrize("rows", [3, 256])
-def test_the_pairs_are_those_of_a_plain_comparison(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pairs_are_those_of_a_plain_comparison(rows, monkeypatch):
     monkeypatch.setattr(duplicates, "_ROWS", rows)
     rng = np.random.default_rng(0)
     bits, pixels = rng.random((40, 64)) < 0.5, rng.integers(0, 256, (40, 48), dtype=np.uint8)
@@ -34,9 +32,7 @@ def test_the_pairs_are_those_of_a_plain_comparison(rows: int, monkeypatch: pytes
     assert near_pairs(bits[:0], pixels[:0]).shape == (0, 2)
 
 
-def test_equal_pictures_without_end_are_cut_off(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_equal_pictures_without_end_are_cut_off(monkeypatch, capsys):
     monkeypatch.setattr(duplicates, "_ROWS", 8)
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 100)
     bits, pixels = np.ones((500, 64), bool), np.tile(np.arange(48, dtype=np.uint8), (500, 1))
@@ -44,7 +40,7 @@ def test_equal_pictures_without_end_are_cut_off(
     assert "only 8 images are compared with all" in capsys.readouterr().err
 
 
-def test_altered_copies_are_found_and_other_photographs_are_not() -> None:
+def test_altered_copies_are_found_and_other_photographs_are_not():
     photographs = [photograph(number, 80) for number in range(60)]
     copies = [
         photographs[0].resize((50, 50)),
@@ -55,11 +51,3 @@ def test_altered_copies_are_found_and_other_photographs_are_not() -> None:
     files = [jpeg(image) for image in photographs] + [jpeg(image, 40) for image in copies]
     looks, _ = look_at(Images(*files), Decoding(10**6))
     assert near_pairs(looks["bits"], looks["pixels"]).tolist() == [[0, 60], [1, 61], [2, 62], [3, 63]]
-
-
-def test_components_are_groups_of_connected_images() -> None:
-    found = components(np.array([[0, 2], [2, 5], [1, 4]]), 6)
-    assert len({found[0], found[1], found[3]}) == 3
-    assert found[0] == found[2] == found[5]
-    assert found[1] == found[4]
-    assert len(set(components(np.empty((0, 2), np.int64), 3))) == 3

@@ -1,14 +1,12 @@
 """All splits as one reader, and the look at each image."""
 
-from __future__ import annotations
-
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from encoded_images import Images, encoded, turned
 from faulty_photos import FAULTS, jpeg, photograph
+from photographs import make
 from PIL import Image
 
 from seresnext.data.decode.pillow import Decoding
@@ -17,31 +15,27 @@ from seresnext.doctor import images as images_module
 from seresnext.doctor.images import Collection, look_at
 
 
-def test_a_collection_has_all_splits(faulty: Path, images: Collection) -> None:
+def test_a_collection_has_all_splits(faulty, images):
     names = [images.name(index) for index in range(len(images))]
     files = {str(path.relative_to(faulty)) for path in faulty.rglob("*.*")}
     assert set(names) == files
     assert len(names) == len(files) == 32 + len(FAULTS)
     for index in (0, 20, len(images) - 1):
         assert images.read(index) == (faulty / names[index]).read_bytes()
-        assert names[index].split("/")[:2] == [
-            images.split_names[images.splits[index]],
-            images.classes[images.labels[index]],
-        ]
+        split, name, _ = names[index].split("/")
+        assert (split, name) == (images.split_names[images.splits[index]], images.classes[images.labels[index]])
     part = images.take(np.array([30, 3]))
     assert (len(part), part.name(0), part.read(1)) == (2, names[30], images.read(3))
 
 
-def test_a_class_is_known_by_its_name(tmp_path: Path) -> None:
+def test_a_class_is_known_by_its_name(tmp_path):
     """A split without the class `a` numbers its classes from `b` on."""
-    for name in ("train/a", "train/b", "val/b"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "1.jpg").write_bytes(jpeg(photograph(1)))
+    make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/b/1.jpg")
     found = Collection({split: open_reader(tmp_path, split) for split in ("train", "val")})
     assert (found.classes, found.labels.tolist()) == (("a", "b"), [0, 1, 1])
 
 
-def test_a_look_measures_an_image() -> None:
+def test_a_look_measures_an_image():
     """The oracles: pixels of two levels, and a checkerboard, whose Laplacian is 8 times the half of the contrast."""
     halves = np.full((64, 64, 3), 50, np.uint8)
     halves[:, 32:] = 200
@@ -57,7 +51,7 @@ def test_a_look_measures_an_image() -> None:
     assert (looks["bits"].shape, looks["pixels"].shape, looks["pixels"].dtype) == ((3, 64), (3, 768), np.uint8)
 
 
-def test_bad_and_odd_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_and_odd_files(monkeypatch):
     monkeypatch.setattr(images_module, "_AT_ONCE", 2)
     image = photograph(1)
     files = [
@@ -73,8 +67,6 @@ def test_bad_and_odd_files(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(errors) == [0, 1]
     assert "text" in errors[1]
     assert not errors[1].startswith("image 1")  # A finding has the name apart.
-    assert list(looks["kinds"]) == [
-        "turned by EXIF", "CMYK", "transparent", "200 x 64 pixels", "",
-    ]  # fmt: skip
+    assert list(looks["kinds"]) == ["turned by EXIF", "CMYK", "transparent", "200 x 64 pixels", ""]
     assert look_at(Images(files[2]), Decoding(10**6, exif_rotation=True))[0]["kinds"].tolist() == [""]
     assert list(look_at(Images(files[-1]), Decoding(64 * 64 - 1))[1]) == [0]

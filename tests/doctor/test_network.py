@@ -1,11 +1,7 @@
 """The folds, the short trainings, and the opinions of a network in a file."""
 
-from __future__ import annotations
-
 import io
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,13 +22,13 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def photos(tiny_image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Collection:
+def photos(tiny_image_folder, monkeypatch):
     """36 images of three classes, and networks of 20,000 weights."""
     monkeypatch.setattr(registry, "create_model", small_digits.small)
     return Collection({split: open_reader(tiny_image_folder(), split) for split in ("train", "val")})
 
 
-def test_folds_are_even_and_keep_copies_together() -> None:
+def test_folds_are_even_and_keep_copies_together():
     labels = np.repeat([0, 1, 2], [40, 13, 2])
     groups = np.arange(55)
     fold = deal_folds(labels, groups, 4)
@@ -47,7 +43,7 @@ def test_folds_are_even_and_keep_copies_together() -> None:
     assert (together == fold).sum() >= 52
 
 
-def test_distances_are_those_of_scikit_learn() -> None:
+def test_distances_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     known, features = rng.random((30, 8)), rng.random((5, 8))
     expected = np.sort(cosine_distances(features, known))[:, :10].mean(1)
@@ -57,7 +53,7 @@ def test_distances_are_those_of_scikit_learn() -> None:
     assert len(distances(known[:3])) == 3
 
 
-def test_the_recipe_of_a_short_training(photos: Collection) -> None:
+def test_the_recipe_of_a_short_training(photos):
     for count, batch, length in ((16_000, 32, 4000), (9, 9, 100)):
         recipe = short_recipe(photos, Networks(CPU), World(), count)
         assert (recipe.batch.global_size, recipe.length.steps(1)) == (batch, length)
@@ -66,8 +62,11 @@ def test_the_recipe_of_a_short_training(photos: Collection) -> None:
 
 
 @pytest.mark.full
-def test_each_image_is_judged_by_a_network_without_it(photos: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The networks learn the gradients of three classes. An image with a wrong label is judged by its content."""
+def test_each_image_is_judged_by_a_network_without_it(photos, monkeypatch):
+    """The networks learn the gradients of three classes. An image with a wrong label is judged by its content.
+
+    The same images get the same opinions.
+    """
     monkeypatch.setattr(network, "_FEWEST_STEPS", 20)
     true, trained = photos.labels.copy(), []
     photos.labels[2] = (true[2] + 1) % 3
@@ -75,24 +74,19 @@ def test_each_image_is_judged_by_a_network_without_it(photos: Collection, monkey
     monkeypatch.setattr(
         network, "train", lambda *args: (trained.append({*map(args[1].name, range(24))}), real(*args))[1]
     )
-    groups = np.arange(36)
-    probabilities, found = cross_validate(photos, groups, Networks(CPU, folds=3, image_size=32))
-    assert [len(names) for names in trained] == [24] * 3
+    (probabilities, found), again = (
+        cross_validate(photos, np.arange(36), Networks(CPU, folds=3, image_size=32)) for _ in range(2)
+    )
+    np.testing.assert_array_equal(again[0], probabilities)
+    np.testing.assert_array_equal(again[1], found)
+    assert [len(names) for names in trained] == [24] * 6
     assert trained[0] | trained[1] == trained[1] | trained[2] == {*map(photos.name, range(36))}
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
     assert (probabilities.argmax(1) == true).mean() > 0.8
     assert found.shape == (36,)
 
 
-@pytest.mark.full
-def test_the_same_images_get_the_same_opinions(photos: Collection) -> None:
-    networks = Networks(CPU, folds=2, image_size=32)
-    (probabilities, found), again = (cross_validate(photos, np.arange(36), networks) for _ in range(2))
-    np.testing.assert_array_equal(again[0], probabilities)
-    np.testing.assert_array_equal(again[1], found)
-
-
-def test_the_opinions_of_a_file(photos: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_opinions_of_a_file(photos, tmp_path, monkeypatch):
     """The network has the classes in another order, and one more."""
     names = ["class_2", "other", "class_0", "class_1"]
     model = create_model("seresnext26", num_classes=4)
@@ -116,7 +110,7 @@ def test_the_opinions_of_a_file(photos: Collection, tmp_path: Path, monkeypatch:
         check_known(photos, loaded)
 
 
-def test_trainings_start_from_the_weights(photos: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainings_start_from_the_weights(photos, monkeypatch):
     monkeypatch.setattr(network, "_FEWEST_STEPS", 1)
     monkeypatch.setattr(registry, "create_model", create_model)
     few, model = photos.take(np.arange(0, 36, 6)), create_model("seresnext26", num_classes=5)

@@ -1,13 +1,8 @@
 """The page of the doctor in a browser."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
-from browser import Browser, needs_chromium, open_browser
+from browser import needs_chromium, open_browser
 from faulty_photos import jpeg, photograph
 
 from seresnext.data.decode.pillow import Decoding
@@ -28,14 +23,14 @@ class Strangers(Reader):
     labels = np.arange(40) % 4
     left_out = (HOSTILE[1],)
 
-    def read(self, index: int) -> bytes:
+    def read(self, index):
         return jpeg(photograph(index, 30))
 
-    def name(self, index: int) -> str:
+    def name(self, index):
         return f"{HOSTILE[index % 4]}/{index}"
 
 
-def page_of(rows: int = 40) -> str:
+def page_of(rows=40):
     """Return the page of an examination in which each image has a finding."""
     images = Collection({"train": Strangers()})
     all_rows = [images.row(n % 40, HOSTILE[n % 4], (n + 1) % 40, HOSTILE[(n + 1) % 4], True) for n in range(rows)]
@@ -54,7 +49,7 @@ def page_of(rows: int = 40) -> str:
     return render(result, images, Decoding(10**6))
 
 
-def test_thumbnails_and_rows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thumbnails_and_rows_are_bounded(monkeypatch):
     monkeypatch.setattr(doctor_page, "CLASSES", 3)
     page = page_of(2000)
     assert page.isascii()
@@ -65,7 +60,7 @@ def test_thumbnails_and_rows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser(tmp_path_factory):
     with open_browser(tmp_path_factory.mktemp("browser")) as browser:
         yield browser
 
@@ -75,7 +70,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.mark.parametrize(
     ("width", "scheme", "script"), [(400, "dark", True), (1280, "light", True), (400, "light", False)]
 )
-def test_the_page_in_a_browser(browser: Browser, tmp_path: Path, width: int, scheme: str, script: bool) -> None:
+def test_the_page_in_a_browser(browser, tmp_path, width, scheme, script):
     path = tmp_path / "index.html"
     path.write_text(page_of(), "ascii")
     page = browser.open(path, width=width, scheme=scheme, script=script)

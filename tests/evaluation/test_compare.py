@@ -1,9 +1,6 @@
 """The comparison of two tables, against scipy."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,30 +9,30 @@ from scipy.stats import bootstrap
 from seresnext.cli import main
 from seresnext.errors import DataError
 from seresnext.evaluation.compare import compare, mcnemar
-from seresnext.evaluation.table import Table, build_table, write_table
+from seresnext.evaluation.table import build_table, write_table
 from seresnext.process.stop_request import StopRequest
 
 CLASSES = ["a", "b", "c"]
 
 
-def table_of(right: np.ndarray, names: list[str] | None = None, labels: np.ndarray | None = None) -> Table:
+def table_of(right, names=None, labels=None):
     """Return a table of images, of which those marked are right."""
     labels = np.arange(len(right)) % 3 if labels is None else labels
     logits = 5.0 * np.eye(3)[np.where(right, labels, (labels + 1) % 3)]
     return build_table(names or [f"{n}.png" for n in range(len(right))], labels, logits, CLASSES)
 
 
-def pair(n: int = 600, first: float = 0.7, second: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
+def pair(n=600, first=0.7, second=0.8):
     rng = np.random.default_rng(1)
     return rng.random(n) < first, rng.random(n) < second
 
 
 @pytest.mark.parametrize(("gained", "lost", "p"), [(0, 0, 1.0), (5, 0, 2 * 0.5**5), (3, 3, 1.0), (1, 2, 1.0)])
-def test_mcnemar_of_small_counts(gained: int, lost: int, p: float) -> None:
+def test_mcnemar_of_small_counts(gained, lost, p):
     assert mcnemar(gained, lost) == pytest.approx(p)
 
 
-def test_the_interval_is_that_of_scipys_paired_bootstrap() -> None:
+def test_the_interval_is_that_of_scipys_paired_bootstrap():
     first, second = pair()
     found = compare(table_of(first), table_of(second), ("A", "B"))
     expected = bootstrap(
@@ -47,25 +44,25 @@ def test_the_interval_is_that_of_scipys_paired_bootstrap() -> None:
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_a_real_difference_is_found(swapped: bool) -> None:
+def test_a_real_difference_is_found(swapped):
     tables = [table_of(right) for right in pair()]
     found = compare(*(tables[::-1] if swapped else tables), ("A", "B"))
     assert found["conclusion"].startswith(f"The {'first' if swapped else 'second'} model is better")
     assert found["p_value"] < 0.05
 
 
-def test_chance_is_called_chance() -> None:
+def test_chance_is_called_chance():
     found = compare(*(table_of(right) for right in pair(first=0.75, second=0.76)), ("A", "B"))
     assert "may be chance" in found["conclusion"]
     assert found["interval"][0] < 0 < found["interval"][1]
 
 
-def test_equal_tables_are_called_equal() -> None:
+def test_equal_tables_are_called_equal():
     table = table_of(pair()[0])
     assert compare(table, table, ("A", "B"))["conclusion"] == "Both models are right on the same images."
 
 
-def test_the_order_of_the_images_does_not_count() -> None:
+def test_the_order_of_the_images_does_not_count():
     first, second = pair(50)
     order = np.random.default_rng(0).permutation(50)
     shuffled = table_of(second[order], [f"{n}.png" for n in order], order % 3)
@@ -75,7 +72,7 @@ def test_the_order_of_the_images_does_not_count() -> None:
     assert straight["gained"] + straight["lost"] == len(straight["changes"])
 
 
-def test_classes_with_the_largest_change_come_first() -> None:
+def test_classes_with_the_largest_change_come_first():
     first, second = np.zeros(9, bool), np.zeros(9, bool)
     second[[0, 3, 6, 1]] = True
     assert compare(table_of(first), table_of(second), ("A", "B"))["classes"] == [
@@ -96,12 +93,12 @@ def test_classes_with_the_largest_change_come_first() -> None:
         ),
     ],
 )
-def test_tables_of_other_images_are_refused(other: Table, words: str) -> None:
+def test_tables_of_other_images_are_refused(other, words):
     with pytest.raises(DataError, match=words):
         compare(table_of(np.ones(5, bool)), other, ("A", "B"))
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path, capsys):
     for name, right in zip("AB", pair(60), strict=True):
         write_table(table_of(right), tmp_path / f"{name}.csv")
     words = ["compare", *(str(tmp_path / f"{name}.csv") for name in "AB"), "--json", str(tmp_path / "out.json")]

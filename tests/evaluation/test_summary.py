@@ -1,7 +1,5 @@
 """The summary of a validation, against scikit-learn."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -13,7 +11,7 @@ from seresnext.evaluation.summary import describe_summary, summarize
 CLASSES = ["a", "b", "c", "never\x1b[31m"]
 
 
-def evaluation(nan: bool = False) -> Evaluation:
+def evaluation(nan=False):
     rng = np.random.default_rng(0)
     labels = rng.choice(3, p=[0.6, 0.3, 0.1], size=200)
     logits = rng.normal(size=(200, 4)).astype(np.float32) + 2 * np.eye(4, dtype=np.float32)[labels]
@@ -25,10 +23,8 @@ def evaluation(nan: bool = False) -> Evaluation:
     return Evaluation({"top1": top1, "top5": 100.0, "loss": 1.0}, 200, 1.0, counts, logits, labels)
 
 
-def test_the_numbers_of_a_summary() -> None:
+def test_the_numbers_of_a_summary():
     result = evaluation()
-    assert result.logits is not None
-    assert result.labels is not None
     predictions = result.logits.argmax(1)
     summary = summarize(result, CLASSES)
     assert sum(count for *_, count in summary["confusion"]) == (predictions != result.labels).sum()
@@ -40,13 +36,13 @@ def test_the_numbers_of_a_summary() -> None:
     assert json.loads(json.dumps(summary)) == summary
 
 
-def test_a_summary_is_printed_in_plain_text() -> None:
+def test_a_summary_is_printed_in_plain_text():
     lines = describe_summary(summarize(evaluation(), CLASSES))
     assert [line.partition(" ")[0] for line in lines] == ["95", "calibration", "lowest", "most"]
     assert "\x1b" not in "".join(lines)
 
 
-def test_logits_that_are_not_finite_have_only_intervals() -> None:
+def test_logits_that_are_not_finite_have_only_intervals():
     summary = summarize(evaluation(nan=True), CLASSES)
     assert list(summary) == ["intervals"]
     assert len(describe_summary(summary)) == 1

@@ -1,7 +1,5 @@
 """Tables of predictions, as files."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 
@@ -11,22 +9,22 @@ import pytest
 import torch
 
 from seresnext.errors import DataError, Failure
-from seresnext.evaluation.table import Table, build_table, read_table, write_table
+from seresnext.evaluation.table import build_table, read_table, write_table
 
 CLASSES = ["cat", 'd,o"g', "füchs\n", "<b>", "e", "f"]
 
 
 @pytest.fixture
-def logits() -> torch.Tensor:
+def logits():
     return torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 
 
-def _table(logits: torch.Tensor, classes: list[str] = CLASSES) -> Table:
+def _table(logits, classes=CLASSES):
     names = [f"folder/{n}.jpg" for n in range(len(logits))]
     return build_table(names, np.array([0, 1, 2, 3, 4]), logits.numpy(), classes)
 
 
-def test_the_numbers_are_torchs(logits: torch.Tensor) -> None:
+def test_the_numbers_are_torchs(logits):
     table, labels = _table(logits), torch.arange(5)
     values, places = logits.double().softmax(1).topk(5)
     for n in range(5):
@@ -37,14 +35,14 @@ def test_the_numbers_are_torchs(logits: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet", "new folder/t.csv"])
-def test_a_file_gives_the_table_back(logits: torch.Tensor, tmp_path: Path, name: str) -> None:
+def test_a_file_gives_the_table_back(logits, tmp_path, name):
     table = _table(logits)
     write_table(table, tmp_path / name)
     assert read_table(tmp_path / name) == table
     assert [path.name for path in (tmp_path / name).parent.iterdir()] == ["t" + Path(name).suffix]
 
 
-def test_other_programs_read_the_files(logits: torch.Tensor, tmp_path: Path) -> None:
+def test_other_programs_read_the_files(logits, tmp_path):
     for name in ("t.csv", "t.parquet"):
         write_table(_table(logits), tmp_path / name)
     numbered = [f"{kind}_{n}" for kind in ("prediction", "probability") for n in range(1, 6)]
@@ -57,12 +55,12 @@ def test_other_programs_read_the_files(logits: torch.Tensor, tmp_path: Path) -> 
     assert parquet["label"].to_pylist() == [row["label"] for row in rows]
 
 
-def test_of_equal_logits_the_lower_class_is_first() -> None:
+def test_of_equal_logits_the_lower_class_is_first():
     table = _table(torch.zeros(5, 6))
     assert [table[f"prediction_{n}"][0] for n in range(1, 6)] == CLASSES[:5]
 
 
-def test_a_table_of_two_classes_has_two_predictions(tmp_path: Path) -> None:
+def test_a_table_of_two_classes_has_two_predictions(tmp_path):
     table = build_table(["a"], np.array([1]), np.array([[0.0, 1.0]]), ["x", "y"])
     write_table(table, tmp_path / "t.csv")
     found = read_table(tmp_path / "t.csv")
@@ -72,14 +70,14 @@ def test_a_table_of_two_classes_has_two_predictions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "a,b\n1,2\n", "image,label\nx\n", "\0", "image,label,prediction_1,probability_1,loss\na,b,c,x,1\n"]
 )
-def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
+def test_another_file_is_refused(tmp_path, text):
     for name in ("t.csv", "t.parquet"):
         (tmp_path / name).write_text(text)
         with pytest.raises(DataError, match=rf"{name} is no table of predictions; write one"):
             read_table(tmp_path / name)
 
 
-def test_a_missing_file_and_a_folder_that_is_a_file(tmp_path: Path, logits: torch.Tensor) -> None:
+def test_a_missing_file_and_a_folder_that_is_a_file(tmp_path, logits):
     with pytest.raises(DataError, match=r"missing\.csv cannot be read"):
         read_table(tmp_path / "missing.csv")
     (tmp_path / "file").touch()
@@ -88,7 +86,7 @@ def test_a_missing_file_and_a_folder_that_is_a_file(tmp_path: Path, logits: torc
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
-def test_a_name_that_is_no_utf_8_is_written_with_escapes(tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_no_utf_8_is_written_with_escapes(tmp_path, name):
     """Linux allows such names of folders. `\\udcff` is the byte 255."""
     table = build_table(["a\udcff/1.png"], np.array([1]), np.array([[0.0, 1.0]]), ["x", "a\udcff"])
     write_table(table, tmp_path / name)

@@ -1,36 +1,47 @@
-"""A model card, read by huggingface_hub, and its facts of the training, from recipes and metadata."""
+"""A model card, read by huggingface_hub, its facts of the training, from recipes and metadata, and the command."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
+import yaml
+from exports import CLASSES, run
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from safetensors.torch import save_file
 
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.export.card import describe_training, write_card
 from seresnext.models import LoadedWeights, create_model
 from seresnext.recipe.load import load_recipe
 
-CLASSES = ["<script>alert(1)</script>", "a|b", "[x](http://y)", *map(str, range(30))]
-EVALUATION = {"top1": 98.5, "top5": 99.5, "loss": 0.1, "num_images": 360.0, "temperature": 1.25}
+EVALUATION = {"top1": 81.25, "top5": 99.5, "loss": 0.75, "num_images": 360, "weights": "ema"}
+NAMES = [f"c{number}" for number in range(10)]
 
 
-def card_of(classes: list[str], num_images: int = 64) -> ModelCard:
-    recipe = load_recipe("digits", [f"model.num_classes={len(classes)}", "optimizer.lr=0.6"]).recipe
-    metadata = CheckpointMetadata(1, {}, "", None, [], {"classes": classes, "num_images": num_images}, {}, {})
+def loaded(*settings: str, classes: list[str] = NAMES, num_images: int = 200, **environment: Any) -> LoadedWeights:
+    """Return the weights of a run, without numbers."""
+    recipe = load_recipe("digits", [f"model.num_classes={len(classes)}", *settings]).recipe
     with torch.device("meta"):
-        model = create_model(recipe.model.name, len(classes))
-    loaded = LoadedWeights("file", model.state_dict(), "ema", recipe, metadata)
-    return ModelCard(write_card(model, loaded, "0" * 64, 5, EVALUATION))
+        tensors = create_model(recipe.model.name, len(classes)).state_dict()
+    dataset = {"classes": classes, "num_images": num_images, "fingerprint": ""}
+    metadata = CheckpointMetadata(7, {}, "", None, [], dataset, environment, {})
+    return LoadedWeights("file", tensors, "model", recipe, metadata)
+
+
+def card_of(weights: LoadedWeights) -> ModelCard:
+    with torch.device("meta"):
+        model = create_model("seresnext26", weights.identify().num_classes)
+    return ModelCard(write_card(model, weights, "0" * 64, 5, {**EVALUATION, "temperature": 1.25}))
 
 
 def test_names_of_classes_are_text_in_a_card():
-    card = card_of(CLASSES)
+    card = card_of(loaded(classes=["<script>alert(1)</script>", "a|b", "[x](http://y)", *map(str, range(30))]))
     assert "| Temperature | 1.2500 |" in card.text
-    assert "| LR | 0.6 |" in card.text
     assert "<script" not in card.text
     assert "a\\|b" in card.text
     assert "[x](" not in card.text
@@ -39,15 +50,8 @@ def test_names_of_classes_are_text_in_a_card():
 
 @pytest.mark.parametrize(("num_images", "datasets"), [(1_281_167, ["imagenet-1k"]), (1_281_166, None)])
 def test_imagenet_is_known_by_its_sizes(num_images: int, datasets: list[str] | None):
-    assert card_of([f"c{number}" for number in range(1000)], num_images).data.datasets == datasets
-
-
-def loaded(*settings: str, environment: dict[str, Any] | None = None) -> LoadedWeights:
-    with torch.device("meta"):
-        tensors = dict(timm.create_model("legacy_seresnext26_32x4d", num_classes=10).state_dict())
-    dataset = {"classes": [f"c{number}" for number in range(10)], "num_images": 200, "fingerprint": ""}
-    metadata = CheckpointMetadata(7, {}, "", None, [], dataset, environment or {}, {})
-    return LoadedWeights("file", tensors, "model", load_recipe("digits", list(settings)).recipe, metadata)
+    classes = [f"c{number}" for number in range(1000)]
+    assert card_of(loaded(classes=classes, num_images=num_images)).data.datasets == datasets
 
 
 def test_the_recipe_gives_the_settings():
@@ -89,4 +93,64 @@ def test_techniques(settings: list[str], techniques: list[str]):
     ],
 )
 def test_resources(environment: dict[str, Any], resources: str | None):
-    assert describe_training(loaded(environment=environment), 1).get("Training Resources") == resources
+    assert describe_training(loaded(**environment), 1).get("Training Resources") == resources
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(EVALUATION))
+    return path
+
+
+def test_the_hub_reads_the_card(checkpoint: Path, result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "new" / "README.md"
+    assert run("card", "--checkpoint", checkpoint, "--evaluation", result, "--output", path) == 0
+    card = ModelCard.load(path)
+    header = yaml.safe_load(card.content.split("---")[1])
+    name, results = model_index_to_eval_results(header["model-index"])
+    assert name == "legacy_seresnext26_32x4d, 5 classes"
+    metrics = [("Top 1 Accuracy", 81.25), ("Top 5 Accuracy", 99.5)]
+    assert [(found.metric_name, found.metric_value) for found in results] == metrics
+    assert {(found.task_type, found.metric_type) for found in results} == {("image-classification", "accuracy")}
+    assert (card.data.library_name, card.data.pipeline_tag) == ("timm", "image-classification")
+    assert card.data.metrics == ["accuracy"]
+    assert card.data.license is None  # The user decides.
+    for row in ("Batch Size | 64", "Steps | 7", "Layers | 26", "Crop Pct | 0.8", "Image Size | 64"):
+        assert f"| {row} |" in card.text
+    assert f"{len(CLASSES)}: ant, bee, &lt;script&gt;" in card.text
+    assert "golden" not in card.text
+    capsys.readouterr()
+    assert run("card", "--checkpoint", checkpoint, "--evaluation", result) == 0
+    assert capsys.readouterr().out == path.read_text()
+
+
+def test_without_evaluation_and_recipe(oracles, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    save_file(oracles["model"].state_dict(), tmp_path / "bare.safetensors")
+    assert run("card", "--checkpoint", tmp_path / "bare.safetensors") == 0
+    card = ModelCard(capsys.readouterr().out)
+    assert not card.data.eval_results
+    assert "Not measured" in card.text
+    assert "## Training" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--checkpoint", "{run}", "--weights", "model", "--evaluation", "{result}"], 3, "weights"),
+        (["--checkpoint", "{result}"], 4, "result.json"),
+        (["--checkpoint", "{run}", "--evaluation", "{result}", "--output", "{run}"], 2, "cannot be written"),
+        (["--checkpoint", "{run}", "--output", "{result}/README.md"], 2, "README.md cannot be written"),
+        (["--evaluation", "{result}"], 2, "--checkpoint"),
+    ],
+)
+def test_mistakes(checkpoint: Path, result: Path, words: list[str], code: int, message: str, capsys):
+    before = sorted(result.parent.iterdir())
+    assert run("card", *(word.format(run=checkpoint, result=result) for word in words)) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+    assert sorted(result.parent.iterdir()) == before

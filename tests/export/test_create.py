@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from exports import run
 from PIL import Image, ImageOps
@@ -29,12 +29,17 @@ from seresnext.run.validate import read_subject
 EVALUATION = {"top1": 80.0, "top5": 99.0, "loss": 0.5, "num_images": 10, "images_per_second": 3.0, "weights": "ema"}
 
 
-def refused(words: list[object], code: int, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Check that a command fails with a reason, and leaves no folder."""
-    before = sorted(tmp_path.iterdir())
-    assert run(*words) == code
-    assert reason in capsys.readouterr().err
-    assert sorted(tmp_path.iterdir()) == before
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """`refused(words, code, reason)`: a command fails with a reason, and leaves no folder."""
+
+    def check(words: list[object], code: int, reason: str) -> None:
+        before = sorted(tmp_path.iterdir())
+        assert run(*words) == code
+        assert reason in capsys.readouterr().err
+        assert sorted(tmp_path.iterdir()) == before
+
+    return check
 
 
 def test_own_images_travel_under_numbers(words, photographs: Path, tmp_path: Path):
@@ -48,19 +53,21 @@ def test_own_images_travel_under_numbers(words, photographs: Path, tmp_path: Pat
     assert run("verify", folder) == 0
 
 
-def test_an_existing_folder_is_refused(words, tmp_path: Path, capsys):
+def test_a_folder_that_cannot_be_written_is_refused(words, refused, tmp_path: Path):
     (tmp_path / "new").mkdir()
-    refused(words, 2, "give the name of a new folder", tmp_path, capsys)
+    refused(words, 2, "give the name of a new folder")
     assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").touch()
+    refused([*words[:-1], tmp_path / "file" / "new"], 1, "cannot be written")
 
 
-def test_too_many_and_bad_images_are_refused(words, photographs: Path, tmp_path: Path, capsys):
-    refused([*words, "--golden", tmp_path / "nothing"], 3, "No such file", tmp_path, capsys)
+def test_too_many_and_bad_images_are_refused(words, refused, photographs: Path, tmp_path: Path):
+    refused([*words, "--golden", tmp_path / "nothing"], 3, "No such file")
     (photographs / "b.txt").write_text("no image")
-    refused([*words, "--golden", photographs], 3, f"{photographs / 'b.txt'} is a text", tmp_path, capsys)
+    refused([*words, "--golden", photographs], 3, f"{photographs / 'b.txt'} is a text")
     for number in range(8):
         (photographs / f"{number}.png").write_bytes(b"")
-    refused([*words, "--golden", photographs], 2, "give 1 to 8 images", tmp_path, capsys)
+    refused([*words, "--golden", photographs], 2, "give 1 to 8 images")
 
 
 def test_an_evaluation_gives_accuracy_and_temperature(words, tmp_path: Path):
@@ -73,32 +80,28 @@ def test_an_evaluation_gives_accuracy_and_temperature(words, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("content", "reason"),
     [
-        ({"weights": "model"}, "measured with weights model"),
-        ({"model": "seresnext50"}, "measured with model legacy_seresnext50_32x4d"),
-        ({"preprocessing": {"image_size": 224}}, "measured with image_size 224"),
-        ({"flip": True}, "measured with flip True"),
-        ({"num_classes": 7}, "measured with num_classes 7"),
-        ({"top1": 101.0}, "top1"),
-        ({"loss": None}, "loss"),
+        (EVALUATION | {"weights": "model"}, "measured with weights model"),
+        (EVALUATION | {"model": "seresnext50"}, "measured with model legacy_seresnext50_32x4d"),
+        (EVALUATION | {"preprocessing": {"image_size": 224}}, "measured with image_size 224"),
+        (EVALUATION | {"flip": True}, "measured with flip True"),
+        (EVALUATION | {"num_classes": 7}, "measured with num_classes 7"),
+        (EVALUATION | {"top1": 101.0}, "top1"),
+        (EVALUATION | {"loss": None}, "loss"),
+        ([EVALUATION], "not the result of one checkpoint"),
+        (None, "No such file"),
     ],
 )
-def test_the_evaluation_of_another_model_is_refused(words, tmp_path: Path, capsys, change: dict[str, Any], reason: str):
+def test_the_evaluation_of_another_model_is_refused(words, refused, tmp_path: Path, content: Any, reason: str):
     file = tmp_path / "result.json"
-    file.write_text(json.dumps({**EVALUATION, **change}))
-    refused([*words, "--evaluation", file], 3, reason, tmp_path, capsys)
-
-
-def test_a_list_of_evaluations_is_refused(words, tmp_path: Path, capsys):
-    file = tmp_path / "result.json"
-    file.write_text(json.dumps([EVALUATION]))
-    refused([*words, "--evaluation", file], 3, "not the result of one checkpoint", tmp_path, capsys)
-    refused([*words, "--evaluation", tmp_path / "no.json"], 3, "No such file", tmp_path, capsys)
+    if content:
+        file.write_text(json.dumps(content))
+    refused([*words, "--evaluation", file], 3, reason)
 
 
 @pytest.mark.full
-def test_an_export_that_fails_its_check_leaves_nothing(words, monkeypatch, tmp_path: Path, capsys):
+def test_an_export_that_fails_its_check_leaves_nothing(words, refused, monkeypatch):
     kind = kinds.KINDS["weights"]
 
     def damage(model: torch.nn.Module, path: Path) -> None:
@@ -108,22 +111,10 @@ def test_an_export_that_fails_its_check_leaves_nothing(words, monkeypatch, tmp_p
             model.last_linear.bias[0] -= 1
 
     monkeypatch.setitem(kinds.KINDS, "weights", kinds.Kind("", kind.file, damage, kind.open))
-    refused(words, 1, "its check failed", tmp_path, capsys)
+    refused(words, 1, "its check failed")
 
 
-def test_a_folder_that_cannot_be_written_is_named(words, tmp_path: Path, capsys):
-    (tmp_path / "file").touch()
-    refused([*words[:-1], tmp_path / "file" / "new"], 1, "cannot be written", tmp_path, capsys)
-
-
-def test_other_channels_are_refused(tmp_path: Path, capsys):
-    model = timm.create_model("legacy_seresnext26_32x4d", num_classes=3, in_chans=1)
-    save_file(model.state_dict(), tmp_path / "gray.safetensors")
-    words = ["export", "--checkpoint", tmp_path / "gray.safetensors", "--to", "weights", "--output", tmp_path / "new"]
-    refused(words, 4, "1 channels", tmp_path, capsys)
-
-
-def test_a_full_disk_leaves_nothing(words, monkeypatch, tmp_path: Path, capsys):
+def test_a_full_disk_leaves_nothing(words, refused, monkeypatch):
     write = Path.write_bytes
 
     def full(path: Path, data: bytes) -> int:
@@ -132,22 +123,18 @@ def test_a_full_disk_leaves_nothing(words, monkeypatch, tmp_path: Path, capsys):
         return write(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    refused(words, 1, "No space left on device", tmp_path, capsys)
+    refused(words, 1, "No space left on device")
 
 
-@pytest.mark.full
-def test_weights_with_infinite_logits_are_refused(tmp_path: Path, capsys):
-    model = timm.create_model("legacy_seresnext26_32x4d", num_classes=3)
-    with torch.no_grad():
-        model.last_linear.weight.fill_(3e38)
-    save_file(model.state_dict(), tmp_path / "large.safetensors")
-    words = ["export", "--checkpoint", tmp_path / "large.safetensors", "--to", "weights", "--output", tmp_path / "new"]
-    refused(words, 4, "not finite", tmp_path, capsys)
+def test_weights_with_infinite_logits_are_refused(words, refused, oracles, tmp_path: Path):
+    weights = {name: tensor * 1e38 for name, tensor in oracles["model"].state_dict().items() if tensor.ndim == 2}
+    save_file(oracles["model"].state_dict() | weights, tmp_path / "large.safetensors")
+    refused([*words[:2], tmp_path / "large.safetensors", *words[3:]], 4, "not finite")
 
 
-def test_names_of_classes_that_are_no_text_are_refused(words, monkeypatch, tmp_path: Path, capsys):
+def test_names_of_classes_that_are_no_text_are_refused(words, refused, monkeypatch):
     monkeypatch.setattr(LoadedWeights, "classes", property(lambda self: ["a\udcff", "b", "c", "d", "e"]))
-    refused(words, 4, "cannot be exported", tmp_path, capsys)
+    refused(words, 4, "cannot be exported")
 
 
 CASES = {

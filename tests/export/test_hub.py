@@ -10,16 +10,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from exports import CLASSES, make_oracle, run
+from exports import CLASSES, assert_same_logits, make_oracle, run
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
-
-
-def same_logits(model: torch.nn.Module, oracle: torch.nn.Module) -> None:
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        torch.testing.assert_close(model.eval()(images), oracle(images))
 
 
 @pytest.mark.parametrize("kind", ["model", "ema"])
@@ -27,9 +21,9 @@ def test_timm_loads_the_folder_and_the_file(checkpoint: Path, oracles, tmp_path:
     folder = tmp_path / "hub"
     words = ["--checkpoint", checkpoint, "--weights", kind, "--output", folder]
     assert run("export", "--to", "timm", *words) == 0
-    same_logits(timm.create_model(f"local-dir:{folder}", pretrained=True), oracles[kind])
+    assert_same_logits(timm.create_model(f"local-dir:{folder}", pretrained=True), oracles[kind])
     path = folder / "model.safetensors"
-    same_logits(
+    assert_same_logits(
         timm.create_model("legacy_seresnext26_32x4d", num_classes=len(CLASSES), checkpoint_path=path), oracles[kind]
     )
 
@@ -59,6 +53,6 @@ def test_a_padded_stem_has_the_names_of_timms_newer_model(tmp_path: Path):
     save_file(oracle.state_dict(), tmp_path / "given.safetensors")
     folder = tmp_path / "hub"
     assert run("export", "--checkpoint", tmp_path / "given.safetensors", "--to", "hub", "--output", folder) == 0
-    same_logits(timm.create_model(f"local-dir:{folder}", pretrained=True), oracle)
+    assert_same_logits(timm.create_model(f"local-dir:{folder}", pretrained=True), oracle)
     path = folder / "model.safetensors"
-    same_logits(timm.create_model("seresnext50_32x4d", num_classes=len(CLASSES), checkpoint_path=path), oracle)
+    assert_same_logits(timm.create_model("seresnext50_32x4d", num_classes=len(CLASSES), checkpoint_path=path), oracle)

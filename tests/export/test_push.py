@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -22,32 +23,18 @@ with torch.inference_mode():
 def test_a_pushed_folder_loads_from_the_hub(checkpoint: Path, oracles, run_command, tmp_path: Path):
     """The stand-in gets every file of the folder. timm loads the model from the stand-in by `hf-hub:`."""
     folder, result = tmp_path / "hub", tmp_path / "logits.pt"
-    with serve_hub() as hub:
-        environment = {
-            "HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "cache"),
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
-        }  # fmt: skip
+    with serve_hub(tmp_path / "cache") as hub:
         words = ["--checkpoint", checkpoint, "--to", "hub", "--output", folder, "--push", "lab/ants"]
-        done = run_command([sys.executable, "-m", "seresnext", "export", *words], env=environment)
+        done = run_command([sys.executable, "-m", "seresnext", "export", *words], env=hub.environment)
         assert done.returncode == 0, done.output
         assert f"pushed to {hub.address}/lab/ants" in done.stdout
         assert hub.tokens == {"Bearer hf_test"}
         files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         assert hub.files["lab/ants"] == files
-        loaded = run_command([sys.executable, "-c", LOAD, result], env=environment)
+        loaded = run_command([sys.executable, "-c", LOAD, result], env=hub.environment)
         assert loaded.returncode == 0, loaded.output
     with torch.inference_mode():
         torch.testing.assert_close(torch.load(result), oracles["ema"](torch.ones(1, 3, 64, 64)))
-
-
-@pytest.mark.full
-def test_an_upload_that_fails_keeps_the_folder(checkpoint: Path, monkeypatch, tmp_path: Path, capsys):
-    monkeypatch.setenv("HF_TOKEN", "hf_test")
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # Nobody listens there.
-    words = ["--checkpoint", checkpoint, "--to", "weights", "--output", tmp_path / "new", "--push", "lab/ants"]
-    assert run("export", *words) == 1
-    assert f"hf upload lab/ants {tmp_path / 'new'}" in capsys.readouterr().err
-    assert run("verify", tmp_path / "new") == 0
 
 
 def test_the_token_of_this_machine_is_needed(checkpoint: Path, monkeypatch, tmp_path: Path, capsys):
@@ -74,4 +61,5 @@ def test_own_images_are_pushed_only_after_a_yes(words, photographs, monkeypatch,
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert run(*words, "--golden", photographs, "--push", "lab/ants") == code
     assert (tmp_path / "new").exists() == (answer == "y")
-    assert ("failed" if answer == "y" else "were not confirmed") in capsys.readouterr().err
+    message = f"failed: .*`hf upload lab/ants {tmp_path}/new`" if answer == "y" else "were not confirmed"
+    assert re.search(message, capsys.readouterr().err)

@@ -5,9 +5,7 @@ import socket
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -146,7 +144,7 @@ def test_the_page_of_a_run_shows_its_charts_in_groups(place, follow, tmp_path, s
 _BLOCK, _HEADER = 32 << 10, 7
 
 
-def records(path: Path) -> Iterator[Record]:
+def records(path):
     """Yield the records of a file of wandb.
 
     The file is a log of LevelDB after 7 bytes: blocks of 32 KiB with parts, each after a checksum (4 bytes), a length

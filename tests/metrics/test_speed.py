@@ -1,5 +1,8 @@
 """Speed and remaining time, measured with a fake clock, and the use of a GPU."""
 
+from contextlib import suppress
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -9,7 +12,7 @@ from seresnext.metrics.speed import SpeedMeter, device_usage
 class FakeClock:
     now = 1000.0
 
-    def __call__(self) -> float:
+    def __call__(self):
         return self.now
 
 
@@ -34,14 +37,9 @@ def test_pauses_do_not_count_even_after_an_error(clock):
     meter = SpeedMeter(clock)
     clock.now += 1
     meter.add(10)
-
-    def validate():
-        with meter.paused():
-            clock.now += 100
-            raise ValueError("validation failed")
-
-    with pytest.raises(ValueError, match="validation failed"):
-        validate()
+    with suppress(ZeroDivisionError), meter.paused():
+        clock.now += 100
+        raise ZeroDivisionError
     assert meter.read("train").images_per_second == pytest.approx(10)
 
 
@@ -75,9 +73,5 @@ def test_without_a_driver_only_the_memory_is_logged(monkeypatch):
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "utilization", lambda device: 80)
     assert device_usage(torch.device("cuda")) == {"gpu_memory_gb": 1.5, "gpu_utilisation": 80}
-
-    def refuse(device):
-        raise ModuleNotFoundError("pynvml")
-
-    monkeypatch.setattr(torch.cuda, "utilization", refuse)
+    monkeypatch.setattr(torch.cuda, "utilization", Mock(side_effect=ModuleNotFoundError("pynvml")))
     assert device_usage(torch.device("cuda")) == {"gpu_memory_gb": 1.5}

@@ -7,6 +7,7 @@ import socket
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -84,14 +85,7 @@ def test_the_point_of_a_resume(tmp_path):
 @pytest.fixture
 def refuse(monkeypatch):
     """`refuse(number)` lets every replacement of a file fail with this errno."""
-
-    def set_up(number):
-        def fail(*args):
-            raise OSError(number, os.strerror(number))
-
-        monkeypatch.setattr(Path, "replace", fail)
-
-    return set_up
+    return lambda number: monkeypatch.setattr(Path, "replace", Mock(side_effect=OSError(number, os.strerror(number))))
 
 
 def left_over(folder):

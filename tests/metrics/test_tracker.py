@@ -10,7 +10,7 @@ from pathlib import Path
 
 import launcher
 import pytest
-from conftest import ROOT
+from conftest import ROOT, until
 from run_folders import digest, lines
 
 from seresnext import cli
@@ -18,7 +18,6 @@ from seresnext.errors import UsageError
 from seresnext.metrics import tracker as module
 from seresnext.metrics.sink import RunStart
 from seresnext.metrics.tracker import Tracker, attach
-from seresnext.process import packages
 from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe, to_values
 from seresnext.recipe.show import to_yaml
@@ -42,17 +41,10 @@ def started(tmp_path, monkeypatch, said):
     return started
 
 
-def wait_until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_reports_are_printed_and_other_output_is_kept(started, said, tmp_path):
     program = "import sys; print('wandb: offline', flush=True); sys.stderr.write('chatter'); sys.stdin.read(1)"
     tracker = started(program)
-    wait_until(lambda: (tracker.write(EVENT), said)[1])
+    until(lambda: (tracker.write(EVENT), said)[1])
     tracker.close()
     assert said == ["wandb: offline"]
     assert (tmp_path / "trackers" / "wandb.log").read_text() == "chatter"
@@ -85,12 +77,12 @@ def test_a_service_that_hangs_delays_the_end_by_the_patience_alone(started, said
     before = time.monotonic()
     tracker.write(EVENT)
     assert time.monotonic() - before < 0.2
-    wait_until(lambda: (tracker.write(EVENT), said)[1])
+    until(lambda: (tracker.write(EVENT), said)[1])
     tracker.close()
     assert time.monotonic() - before < 10
     helper, warning = said
     assert "has not ended within 0.5 s" in warning
-    wait_until(lambda: not os.path.exists(f"/proc/{helper}"))  # noqa: PTH110
+    until(lambda: not os.path.exists(f"/proc/{helper}"))  # noqa: PTH110
 
 
 def test_a_process_that_cannot_be_started_is_one_warning(started, said, monkeypatch):
@@ -103,8 +95,8 @@ def test_a_process_that_cannot_be_started_is_one_warning(started, said, monkeypa
     ]
 
 
-def test_without_the_extra_a_run_is_refused_before_it_starts(monkeypatch, tmp_path, started, capsys):
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None if name == "mlflow" else name)
+def test_without_the_extra_a_run_is_refused_before_it_starts(without, tmp_path, started, capsys):
+    without("mlflow")
     words = ["train", "--recipe", "digits", "--data", str(tmp_path), "--output", str(tmp_path / "run")]
     assert cli.main([*words, "--set", "logging.sinks=[mlflow]"], StopRequest()) == 2
     assert 'pip install "seresnext[track]"' in capsys.readouterr().err
@@ -112,16 +104,6 @@ def test_without_the_extra_a_run_is_refused_before_it_starts(monkeypatch, tmp_pa
     with pytest.raises(UsageError, match="has no mlflow"):
         Tracker("mlflow", RunStart(tmp_path, 0, 0, 0, print))
     started("").close()  # The control: wandb is there.
-
-
-def test_a_report_goes_to_the_known_services(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "_PROGRAM", ("-c", "import sys; print(sys.argv[1], sys.argv[4])"))
-    attach(tmp_path, tmp_path / "report")
-    assert capsys.readouterr().out == ""
-    (tmp_path / "trackers").mkdir()
-    (tmp_path / "trackers" / "mlflow.json").write_text("{}")
-    attach(tmp_path, tmp_path / "report")
-    assert capsys.readouterr().out == f"mlflow {tmp_path}/report\n"
 
 
 SERVICE = """
@@ -161,7 +143,7 @@ def test_lines_that_an_earlier_process_still_sends_are_not_sent_again(started, s
         fcntl.flock(log, fcntl.LOCK_EX)
         tracker = started(SERVICE)
         waiting = re.compile(rf"-> FLOCK +ADVISORY +WRITE {tracker._process.pid} ")
-        wait_until(lambda: waiting.search(Path("/proc/locks").read_text()))
+        until(lambda: waiting.search(Path("/proc/locks").read_text()))
         (known_run / "wandb.json").write_text(json.dumps({"id": "a-run", "sent": metrics.stat().st_size}))
     with metrics.open("a") as file:
         file.write(json.dumps({**EVENT, "step": 2, "loss": 1.0}) + "\n")
@@ -177,6 +159,20 @@ def test_a_training_that_is_gone_does_not_stop_the_last_lines(started, known_run
     tracker._process.stdin.close()
     tracker._process.wait(60)
     assert (known_run / "wandb.log").read_text().split("\n")[:5] == ["made", "artifact", "artifact", "log 1", "finish"]
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_an_attached_file_leaves_the_lines_to_the_process_of_a_running_run(
+    tmp_path, monkeypatch, known_run, is_running
+):
+    monkeypatch.setattr(module, "_PROGRAM", ("-c", SERVICE))
+    with (known_run / "wandb.log").open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX if is_running else fcntl.LOCK_UN)
+        attach(tmp_path, tmp_path / "report")
+    calls = (known_run / "wandb.log").read_text().split("\n")
+    assert calls == ["made", "artifact", "artifact", *["log 1"] * (not is_running), "artifact", "finish", ""]
+    sent = json.loads((known_run / "wandb.json").read_text())["sent"]
+    assert sent == (0 if is_running else (tmp_path / "metrics.jsonl").stat().st_size)
 
 
 # ------------------------------------------------------------------------------------------------ whole runs

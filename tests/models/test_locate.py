@@ -25,7 +25,7 @@ def test_a_run_folder_is_its_best_or_its_last(tmp_path: Path, inner: str) -> Non
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "step-00000001.safetensors").touch()
-    with pytest.raises(CheckpointError, match="best"):
+    with pytest.raises(CheckpointError, match=r"best\.safetensors and"):
         find_weights(tmp_path / inner)
     (folder / "last.safetensors").touch()
     assert find_weights(tmp_path / inner) == folder / "last.safetensors"
@@ -49,8 +49,6 @@ def test_addresses_are_shown_as_they_were_given(address: str) -> None:
     with pytest.raises(CheckpointError, match="download") as caught:
         find_weights(address)
     assert address in str(caught.value)
-    with pytest.raises(CheckpointError, match=address.partition("//")[0] + "//"):
-        find_weights(Path(address))
 
 
 def test_the_readme_has_the_addresses() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from seresnext.errors import UsageError
 from seresnext.process.exit import exit_code_of
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +118,8 @@ def main():
     print("x" * int(sys.argv[2]))
     if sys.argv[1] == "refuse":
         raise UsageError("refused")
+    if sys.argv[1] == "exit":
+        sys.exit(0)
     if sys.argv[1] == "defect":
         Path("/dev/full").write_text("x")
 
@@ -125,7 +128,15 @@ run_script(main)
 
 
 @pytest.mark.parametrize(
-    ("options", "size", "how"), [("", 3, "end"), ("-u", 3, "refuse"), ("", 10**5, "refuse"), ("-u", 10**5, "end")]
+    ("options", "size", "how"),
+    [
+        ("", 3, "end"),
+        ("", 3, "refuse"),
+        ("", 3, "exit"),
+        ("-u", 3, "refuse"),
+        ("", 10**5, "refuse"),
+        ("-u", 10**5, "end"),
+    ],
 )
 def test_a_script_on_a_full_disk_ends_with_one_line(run_program, options, size, how):
     result = run_program(FULL_DISK, f"{how} {size} >/dev/full", options)
@@ -199,20 +210,23 @@ def test_a_closed_pipe_is_not_an_error(run_command, program):
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("error", [AttributeError("a module without attributes"), UsageError("a package is missing")])
 @pytest.mark.parametrize("interrupts", [True, False])
-def test_an_error_that_ctrl_c_caused_is_an_interrupt(interrupts, capsys):
-    """A library that is interrupted in the middle of an import raises any error."""
+def test_an_error_that_ctrl_c_caused_is_an_interrupt(interrupts, error, capsys):
+    """A library that is interrupted in the middle of an import raises any error, which can become a Failure."""
     before = signal.getsignal(signal.SIGINT)
 
     def main():
         with suppress(KeyboardInterrupt):
             if interrupts:
                 signal.raise_signal(signal.SIGINT)
-        raise AttributeError("a module without attributes")
+        raise error
 
     if interrupts:
         assert exit_code_of(main) == 130
         assert capsys.readouterr().err == "interrupted\n"
+    elif isinstance(error, UsageError):
+        assert exit_code_of(main) == 2
     else:
         with pytest.raises(AttributeError):
             exit_code_of(main)

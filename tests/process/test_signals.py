@@ -1,8 +1,6 @@
 """Child processes of a training survive the stop signals, and end with the training."""
 
-import multiprocessing
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -12,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.process.signals import STOP_SIGNALS, block_stop_signals, die_with_parent
+from seresnext.process.signals import STOP_SIGNALS, block_stop_signals
 from seresnext.process.stop_request import StopRequest
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -45,31 +45,6 @@ def is_running(pid):
         return False
 
 
-def orphan(before, after):
-    """Return the process id of a child that calls `before`, loses its parent, and calls `after`."""
-    receiver, sender = os.pipe()
-    middle = os.fork()
-    if middle == 0:
-        parent = os.getpid()
-
-        def live():
-            before()
-            os.write(sender, str(os.getpid()).encode())
-            while os.getppid() == parent:
-                time.sleep(0.01)
-            after()
-            time.sleep(30)
-
-        multiprocessing.get_context("fork").Process(target=live).start()
-        select.select([receiver], [], [])
-        os._exit(0)
-    os.waitpid(middle, 0)
-    pid = int(os.read(receiver, 32))
-    os.close(receiver)
-    os.close(sender)
-    return pid
-
-
 def wait_for_the_end(pid, seconds):
     """Return whether a process still runs after so many seconds, and kill the process."""
     deadline = time.monotonic() + seconds
@@ -81,51 +56,50 @@ def wait_for_the_end(pid, seconds):
     return survives
 
 
-def nothing():
-    pass
+# A worker of a launcher that ends. The worker asks for its own end before, later (as after a long import), or never.
+LIFE = """
+import multiprocessing, os, signal, subprocess, sys, time
+from seresnext.process.signals import die_with_launcher, die_with_parent
 
+kind, when = sys.argv[1:]
 
-def ask():
-    die_with_parent(signal.SIGKILL)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "survives"),
-    [(ask, nothing, False), (nothing, ask, False), (nothing, nothing, True)],
-    ids=["asked", "asked too late", "control"],
-)
-def test_a_child_ends_with_its_parent(before, after, survives):
-    assert wait_for_the_end(orphan(before, after), 0.5 if survives else 10) is survives
-
-
-# A process of torchrun. The launcher ends before the import of torch, or during the import.
-BEGINNING = """
-import os, sys, time
-if sys.argv[1] == "late":
+def live(ask):
     launcher = os.getppid()
-    from seresnext.process.signals import die_with_launcher
+    if when == "early":
+        ask()
     os.write(1, str(os.getpid()).encode())
     while os.getppid() == launcher:
         time.sleep(0.01)
-    die_with_launcher()
+    if when == "late":
+        ask()
+    time.sleep(30)
+
+if kind == "worker":
+    live(die_with_launcher)
+elif kind == "fork":
+    ask = lambda: die_with_parent(signal.SIGKILL)
+    multiprocessing.get_context("fork").Process(target=live, args=(ask,)).start()
 else:
-    from seresnext.process.signals import die_with_launcher
-    die_with_launcher()
-    os.write(1, str(os.getpid()).encode())
-time.sleep(30)
+    subprocess.Popen([sys.executable, __file__, "worker", when])
+sys.stdin.readline()
+os._exit(0)
 """
 
 
-@pytest.mark.parametrize("when", ["early", "late"])
-@pytest.mark.parametrize(("env", "survives"), [({"RANK": "1"}, False), ({}, True)], ids=["rank", "control"])
-def test_a_process_of_torchrun_ends_with_it_from_the_first_moment(when, env, survives):
-    receiver, sender = os.pipe()
-    launcher = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', *sys.argv[1:]]); sys.stdin.readline()"
-    clean = {name: value for name, value in os.environ.items() if name != "RANK"}
-    command = [sys.executable, "-c", launcher, BEGINNING, when]
-    middle = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sender, env={**clean, **env})
-    pid = int(os.read(receiver, 32))
-    middle.communicate(b"\n")
-    os.close(receiver)
-    os.close(sender)
+@pytest.mark.parametrize("when", ["early", "late", "never"])
+@pytest.mark.parametrize("kind", ["fork", "torchrun", "no torchrun"])
+def test_a_process_ends_with_its_launcher_from_the_first_moment(tmp_path, kind, when):
+    """A loader worker is a fork. Without torchrun a process outlives the shell."""
+    (tmp_path / "life.py").write_text(LIFE)
+    env = {name: value for name, value in os.environ.items() if name != "RANK"}
+    env |= {"PYTHONPATH": str(ROOT), **({"RANK": "1"} if kind == "torchrun" else {})}
+    command = [sys.executable, tmp_path / "life.py", kind, when]
+    launcher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    assert launcher.stdin
+    assert launcher.stdout
+    pid = int(os.read(launcher.stdout.fileno(), 32))
+    launcher.stdin.close()
+    launcher.wait()
+    launcher.stdout.close()
+    survives = kind == "no torchrun" or when == "never"
     assert wait_for_the_end(pid, 0.5 if survives else 10) is survives

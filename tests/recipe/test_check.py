@@ -18,7 +18,6 @@ DISAGREEMENTS = """
 data.shuffle_shards=8 | data.shuffle_shards: has no effect with data.format folder, only with shards; null | \
 data.format=shards
 data.split={}; data.train_split=all | data.split: divides; found all and val; null | data.train_split=train
-data.format=imagenet; data.ignore=['x'] | data.ignore: ; only with folder; found [x] | data.format=folder
 data.format=shards; data.split={val: 0.1} | data.split: ; only with folder; null | data.split=null
 model.num_classes=auto; model.weights=x | model.num_classes: needs a new head | model.reset_head=true
 model.num_classes=auto; data.format=synthetic; data.synthetic_images=5 | model.num_classes: ; write a number | \
@@ -30,7 +29,6 @@ data.format=shards; data.root=https://[x/y | data.root: is not a valid address |
 data.format=synthetic | data.synthetic_images: is missing | data.synthetic_images=5000
 data.synthetic_images=5 | data.synthetic_images: ; only with synthetic | data.format=synthetic
 data.mean=[0.5] | data.mean: needs one number per channel, 3 | data.mean=[0.5, 0.5, 0.5]
-data.std=[1, 1, 1, 1] | data.std: ; found 4 | data.std=[1, 1, 1]
 model.in_channels=1; data.mean=[0.5]; data.std=[0.5] | model.in_channels: must be 3; found 1 | \
 data={format: synthetic, synthetic_images: 5, mean: [0.5], std: [0.5]}
 data.progressive={end_ramp: 60ep} | data.progressive.min_size: is missing | data.progressive.min_size=160
@@ -43,29 +41,21 @@ augment.crop_scale=[1, 0.5] | augment.crop_scale: ; [1.0, 0.5] | augment.crop_sc
 augment.crop_scale=[0.5, 2] | augment.crop_scale[1]: must be at most 1, found 2 | augment.crop_scale=[0.5, 1]
 augment.crop_ratio=[2, 1] | augment.crop_ratio: ; [2.0, 1.0] | augment.crop_ratio=[1, 2]
 augment.erasing={scale: [0.3, 0.2]} | augment.erasing.scale: ; [0.3, 0.2] | augment.erasing.scale=[0.2, 0.3]
-augment.erasing={scale: [0.3, 1.2]} | scale[1]: must be at most 1, found 1.2 | augment.erasing.scale=[0.3, 1]
-augment.erasing={ratio: [3, 2]} | augment.erasing.ratio: | augment.erasing.ratio=[1, 2]
 augment.policy={name: randaugment, magnitude: 9} | augment.policy.num_ops: is missing | augment.policy.num_ops=2
-augment.policy={name: randaugment, num_ops: 2} | augment.policy.magnitude: is missing | augment.policy.magnitude=9
 augment.policy={num_ops: 2, magnitude: 31} | policy.magnitude: ; bins, 31, found 31 | augment.policy.magnitude=30
 augment.policy={name: trivialaugment, num_ops: 2} | policy.num_ops: ; no effect | augment.policy.num_ops=null
-augment.policy={name: trivialaugment, magnitude: 0} | policy.magnitude: ; no effect | augment.policy.magnitude=null
 augment.color_jitter={hue: 0} | augment.color_jitter: ; all factors 0 | augment.color_jitter.contrast=0.4
 augment.repeats=3 | augment.repeats: must divide; 1024; write batch.global_size=768 | batch.global_size=768
 mix.off_after=5ep | mix.off_after: ; mixup and CutMix are off | mix.cutmix=1
 mix.mixup=1; batch.micro_size=1 | mix.mixup: needs a second image | batch.micro_size=2
 batch.global_size=1000 | batch.global_size: ; 128; write batch.micro_size=125 | batch.micro_size=125
-batch.global_size=64 | batch.global_size: ; write batch.micro_size=64 | batch.micro_size=64
 batch.micro_size=1; data.image_size=32 | batch.micro_size: ; layer4 reduces one image of 32x32 | data.image_size=35
 batch.micro_size=1; data.progressive={min_size: 16, end_ramp: 10ep} | batch.micro_size: ; layer3 or layer4 reduces one \
 image of 16x16 pixels | batch.micro_size=2
 schedule.name=cosine; schedule.factor=null | schedule.every: ; 30ep | schedule.every=null
-schedule.name=cosine; schedule.every=null | schedule.factor: ; 0.1 | schedule.factor=null
 schedule.every=null | schedule.every: is missing; 30ep | schedule.every=10ep
-schedule.factor=null | schedule.factor: is missing; 0.1 | schedule.factor=0.5
 schedule.final_lr=0.1 | schedule.final_lr: ; only with cosine or linear | schedule.final_lr=0
 schedule={name: cosine, final_lr: 1} | schedule.final_lr: must be at most optimizer.lr | optimizer.lr=2
-schedule={name: linear, final_lr: 1} | schedule.final_lr: must be at most optimizer.lr | optimizer.lr=2
 loss={target_threshold: 0.2, label_smoothing: 0}; mix.mixup=0.2 | target_threshold: ; only with bce | loss.name=bce
 loss={name: bce, target_threshold: 0.2, label_smoothing: 0} | target_threshold: ; without mixing | mix.cutmix=1
 loss={name: bce, target_threshold: 0.2}; mix.mixup=0.2 | loss.label_smoothing: ; found 0.1; write 0 | \
@@ -95,13 +85,7 @@ runtime.compress_gradients=bf16; runtime.precision=fp64 | runtime.compress_gradi
 evaluation.recalibrate={images: 5000}; early_stop={patience: 5ep} | recalibrate: ; early_stop | early_stop=null
 evaluation.weights=ema | evaluation.weights: ; ema is null | ema={decay: 0.9}
 checkpoint={every: 2ep, keep_every: 5ep} | checkpoint.keep_every: ; 2ep, found 5ep | checkpoint.keep_every=4ep
-checkpoint={every: 500st, keep_every: 10ep} | checkpoint.keep_every: ; 500st, found 10ep | checkpoint.keep_every=5000st
 optimizer.nesterov=true; optimizer.momentum=0 | optimizer.nesterov: | optimizer.momentum=0.5
-optimizer.name=adamw; optimizer.momentum=0.8 | optimizer.momentum: ; only with sgd; found 0.8; 0.9 | \
-optimizer.momentum=0.9
-optimizer.name=adamw; optimizer.nesterov=true | optimizer.nesterov: ; the default, false | optimizer.nesterov=false
-optimizer.betas=[0.9, 0.99] | optimizer.betas: ; [0.9, 0.99]; the default, [0.9, 0.999] | optimizer.name=adamw
-optimizer.eps=1e-6 | optimizer.eps: ; only with adamw | optimizer.name=adamw
 optimizer.weight_decay=0; optimizer.decay_norm_and_bias=false | decay_norm_and_bias: | optimizer.weight_decay=1e-5
 """
 SYNTHETIC = "data={format: synthetic, synthetic_images: 5000}"
@@ -125,19 +109,6 @@ def test_synthetic_images_are_not_augmented() -> None:
         load_recipe("seresnext50", [SYNTHETIC, *(f"augment.{setting}" for setting in settings)])
     assert len(caught.value.problems) == 4
     assert all("has no effect with synthetic images" in problem for problem in caught.value.problems)
-
-
-def test_all_problems_of_images_come_at_once() -> None:
-    changes = ["augment.policy={magnitude: 40}", "augment.repeats=3", "augment.color_jitter={hue: 0}"]
-    with pytest.raises(RecipeError) as caught:
-        load_recipe("seresnext50", [*changes, "data.progressive={max_size: 256}"])
-    keys = [problem.split(": ")[1].rpartition(".")[2] for problem in caught.value.problems]
-    assert set(keys) == {"num_ops", "magnitude", "repeats", "color_jitter", "min_size", "end_ramp", "max_size"}
-
-
-def test_advice_on_repeats_of_a_huge_batch_is_quick() -> None:
-    with pytest.raises(RecipeError, match=r"augment\.repeats: must divide"):
-        load_recipe("seresnext50", ["batch={global_size: 9999991, micro_size: 9999991}", "augment.repeats=2"])
 
 
 @pytest.mark.parametrize(("world_size", "parts"), [
@@ -205,12 +176,9 @@ def test_batchnorm_refuses_a_lone_image_of_this_size(stage: str, side: int) -> N
 
 
 @pytest.mark.parametrize("name", ["seresnext26", "digits", "seresnext101_strong"])
-def test_any_recipe_runs_with_synthetic_images(name: str, tmp_path: Path) -> None:
-    """The crops in the file are accepted. The recipe that the run stores loads again."""
+def test_any_recipe_runs_with_synthetic_images(name: str) -> None:
     off = ["augment.policy=null"] if name == "seresnext101_strong" else []
-    loaded = load_recipe(name, ["data.format=synthetic", "data.synthetic_images=5000", *off])
-    (tmp_path / "recipe.yaml").write_text(to_yaml(to_values(loaded.recipe)))
-    assert load_recipe(tmp_path / "recipe.yaml").recipe == loaded.recipe
+    load_recipe(name, [SYNTHETIC, *off])
 
 
 def test_checkpoint_may_have_unused_settings() -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from seresnext.errors import RecipeError
-from seresnext.recipe import load_recipe, to_values
+from seresnext.recipe import load_recipe
 from seresnext.recipe.check import check_lengths
-from seresnext.recipe.show import to_yaml
 
 MIXED = "mix={{mixup: 0.2, off_after: {}}}"
 PROGRESSIVE = "data.progressive={{min_size: 128, end_ramp: {}}}"
@@ -76,16 +73,12 @@ def test_all_problems_come_at_once() -> None:
 
 @pytest.mark.parametrize("length", ["3st", "4ep"])
 @pytest.mark.parametrize("name", ["seresnext50", "seresnext101_90ep", "seresnext101_250ep", "seresnext101_strong"])
-def test_any_recipe_can_be_shortened(name: str, length: str, tmp_path: Path) -> None:
-    loaded = load_recipe(name, [f"length={length}"])
-    found = check_lengths(loaded.recipe, 1251)
+def test_any_recipe_can_be_shortened(name: str, length: str) -> None:
+    found = check_lengths(load_recipe(name, [f"length={length}"]).recipe, 1251)
     assert [notice.partition(",")[0] for notice in found] == {
         "seresnext50": ["note: schedule.every"],
         "seresnext101_90ep": ["note: schedule.warmup"],
         "seresnext101_250ep": ["note: schedule.warmup"],
         "seresnext101_strong": ["note: mix.off_after", "note: schedule.warmup", "note: data.progressive.end_ramp"],
     }[name]
-    path = tmp_path / "recipe.yaml"  # The stored recipe of a short run loads again.
-    path.write_text(to_yaml(to_values(loaded.recipe)))
-    assert load_recipe(path).recipe == loaded.recipe
     assert check_lengths(load_recipe(name).recipe, 1251) == []  # Control.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,26 +35,19 @@ def problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Problems:
 WRONG_VALUES = [
     ("optimizer: {weight_decey: 0.1}", "r.yaml:2: optimizer.weight_decey: unknown key", "optimizer.weight_decay?"),
     ("data:\n  flip: 0.1", "r.yaml:3: data.flip: ", "did you mean augment.flip?"),
-    ("every: 1ep", "schedule.every, evaluation.every, checkpoint.every or logging.every?"),
     ("optimizer.lr: 0.1", "optimizer.lr: unknown key", "'optimizer: {lr: ...}'"),
-    ("zzzzzzz: 1", "unknown key; the sections are model, data,"),
     ("loss: {<<: {label_smoothing: 0.1}}", "loss.<<: unknown key; the keys of loss are name, label_smoothing,"),
     ("optimizer: {lr: fast}", "optimizer.lr: must be a number, found the text 'fast'"),
-    ("optimizer: {lr: '0.1'}", "must be a number, found '0.1'"),
-    ("optimizer: {momentum: true}", "optimizer.momentum: must be a number, found true"),
     ("mix: {mixup: off}", "found off, which YAML reads as false", "or 0 or null to switch this off"),
     ("data: {root: no}", "must be text, found no, which YAML reads as false; write text in quotes"),
-    ("schedule: {name: yes}", "must be 'step', 'cosine' or 'linear', found yes, which YAML reads as true"),
     ("ema: off", "r.yaml:2: ema: must be a section of keys, found off", "null to switch this off"),
+    ("data: {root: 12}", "must be text, found 12; write text in quotes"),
     ("optimizer: {nesterov: 1}", "must be true or false, found 1"),
     ("runtime: {compile: 1}", "runtime.compile: must be 'auto', true or false, found 1"),
-    ("data: {root: 12}", "must be text, found 12; write text in quotes"),
     ("data: {root: ''}", "data.root: must have at least 1 character, found ''"),
-    ("data: {root: null}", "data.root: must be text, found null"),
     ("data: {workers: 8.0}", "must be a whole number, found 8.0"),
     ("optimizer: {lr: {a: 1}}", "must be a number, found a section"),
     ("augment: {crop_scale: 0.5}", "must be a list in brackets, found 0.5"),
-    ("data: {ignore: drafts}", "must be a list in brackets, found the text 'drafts'"),
     ("data: {split: {val: 1}}", "must be less than 1, found 1"),
     ("augment: {crop_scale: [0.5]}", "augment.crop_scale[1]: is missing"),
     ("augment: {crop_scale: [0.5, 1, 1]}", "augment.crop_scale: must have at most 2 items, not 3"),
@@ -64,51 +56,35 @@ WRONG_VALUES = [
     ("optimizer: {name: sdg}", "must be 'sgd' or 'adamw', found the text 'sdg'; did you mean sgd?"),
     ("optimizer: {weight_decay: -1e-4}", "must be at least 0, found -1e-4"),
     ("augment: {flip: 1.5}", "augment.flip: must be at most 1, found 1.5"),
-    ("runtime: {seed: 9223372036854775808}", "must be less than 9223372036854775808"),
     ("optimizer: {lr: -.INF}", "optimizer.lr: must be a finite number, found -.INF"),
-    ("data: {std: [1, 1, .nan]}", "data.std[2]: must be a finite number, found .nan"),
     ("augment: {erasing: {value: noise}}", "augment.erasing.value: must be a finite number or 'random', found 'noise'"),
     ("length: 100", "'100' is not a duration; write epochs as '90ep' or optimizer steps as '2000st'"),
-    ("length: 90 epochs", "'90 epochs' is not a duration; write epochs as '90ep'"),
     ("length: 0ep", "length: must be at least 1 epoch or 1 step, found 0ep"),
     ("length: 99999999999ep", "a duration is at most 1000000000, found 99999999999ep"),
     (f"length: {'9' * 5000}ep", "'999999999999999999999999999999' is not a duration"),
     ("data: {workers: 010}", "r.yaml:2: data.workers: must be a whole number, found the text '010'"),
-    ("data: {workers: 0x10}", "must be a whole number, found the text '0x10'"),
-    ("data: {workers: 1_0}", "must be a whole number, found the text '1_0'"),
-    ("data: {workers: 1:30}", "must be a whole number, found the text '1:30'"),
     (f"data: {{workers: {'9' * 5000}}}", "must be a whole number, found the text '999"),
     ('data: {root: "a\\nb"}', "data.root: must have no control character, found 'a\\nb'"),
     ('data: {root: "\\uD800"}', "data.root: must be text without control characters, found '\\ud800'"),
     ('"a\\e[31m": 1', "r.yaml:2: a key must be text without control characters"),
     ("loss: {label_smoothing: 0.1,\n  label_smoothing: 0.2}", "r.yaml:3: ", "first written in r.yaml:2"),
-    ("loss: {}\nmix: {}\nloss: {}", "r.yaml:4: duplicate key loss, first written in r.yaml:2"),
     ("runtime: {measure: false}", "runtime.measure: was removed in version 0.2; remove the key"),
     ("batch: {micro_size: auto}", "r.yaml:2: batch.micro_size: auto was removed in version 0.2; write"),
     ("loss: &a {label_smoothing: 0.1}", "r.yaml:2: an anchor, an alias or a tag; write values alone", "'base:'"),
     ("loss: *a", "r.yaml:2: an anchor, an alias or a tag"),
     ("data: {root: !!python/object/apply:os.getcwd []}", "r.yaml:2: an anchor, an alias or a tag"),
-    ("data: {workers: !!int '8'}", "r.yaml:2: an anchor, an alias or a tag"),
     ("&a data: {}", "r.yaml:2: a key must be text without control characters, anchor and tag"),
-    ("!!str data: {}", "r.yaml:2: a key must be text without control characters, anchor and tag"),
     ("base:", "r.yaml:2: base: must be a recipe or a list"),
     ("base: [no.yaml]", "base: no recipe 'no.yaml': the folder of r.yaml has no such", "recipes: cifar10, digits,"),
-    (f"base: {'x' * 5000}", "base: no recipe 'xxx"),
-    ('base: "a\\0b"', "r.yaml:2: base: no recipe 'a\\\\x00b'"),
-    ("base: /", "base: no recipe '/'"),
-    ("base: r.yaml", "r.yaml:2: base: r.yaml is based on itself: r.yaml -> r.yaml"),
 ]
 WHOLE_RECIPES = [
     ("length: 1ep", "r.yaml: model.name: is missing"),
-    ("model: {num_classes: 2}", "r.yaml: model.name: is missing"),
     ("model: {name: SE-ResNeXt-101}", "r.yaml:1: model.name: ", "did you mean seresnext101?"),
     ("model: {name: vit}", "r.yaml:1: model.name: must be 'seresnext26', 'seresnext50'"),
     ("model:\n  name: seresnext26\n  num_classes: 1", "r.yaml:3: model.num_classes: must be at least 2, found 1"),
     ("", "r.yaml:1: is empty"),
-    ("null", "r.yaml:1: is empty"),
     (GOOD + "---\nlength: 1ep\n", "r.yaml:2: a second document begins here"),
     ("model:\n\tname: seresnext26", "r.yaml:2: no YAML: ", "'\\t'", "indentation, which is by spaces"),
-    ("model:\n  name:\tseresnext26", "r.yaml:2: no YAML: ", "'\\t'", "indentation, which is by spaces"),
     (
         "model:\n  name: seresnext26\n   num_classes: 5",
         "r.yaml:3: no YAML: mapping values are not allowed here; check the quotes",
@@ -123,9 +99,6 @@ WHOLE_RECIPES = [
     (GOOD.encode() + b"# caf\xe9\n", "r.yaml:2 is not UTF-8 (byte 0xe9)"),
     (GOOD + "#" * 1_000_001, "r.yaml: larger than 1,000,000 bytes"),
     ("a: " + "[" * 300_000, "r.yaml:1: more than 1000 values, or nested deeper than 10"),
-    ("- " * 300_000, "r.yaml:1: more than 1000 values, or nested deeper than 10"),
-    ("\n".join(" " * i + "a:" for i in range(500)), "more than 1000 values, or nested deeper than 10"),
-    (GOOD + "data: {workers: " + "0" * 990_000 + "x}", "r.yaml:2: data.workers: must be a whole"),
     ("a: [" + "1," * 100_000 + "]", "more than 1000 values"),
 ]
 
@@ -173,33 +146,12 @@ def test_correct_recipes_have_no_problem(text: str, problems: Problems) -> None:
 
 
 def test_all_problems_come_at_once(problems: Problems) -> None:
-    found = problems(
-        "model: {name: seresnext5, num_classes: '5'}\n"
-        "batch: {global_size: 100, micro_size: 64}\n"
-        "optimizer:\n"
-        "  lr: .inf\n"
-        "  nesterov: true\n"
-        "  momentum: 0\n"
-        "lenght: 5ep\n"
-        "schedule: {name: cosine, every: 30ep}\n"
-        "data: {workers: many}\n",
-        "optimizer.lr",
-        "mix.mixup=-1",
-    )
-    beginnings = [
-        "--set optimizer.lr: write KEY=VALUE",
-        "r.yaml:1: model.name",
-        "r.yaml:1: model.num_classes",
-        "r.yaml:9: data.workers: must be a whole number",
-        "--set: mix.mixup: must be at least 0",
-        "r.yaml:4: optimizer.lr",
-        "r.yaml:7: lenght: unknown key; did you mean length?",
-        "r.yaml:2: batch.global_size",
-        "r.yaml:5: optimizer.nesterov",
-        "r.yaml:8: schedule.every",
-    ]
-    for problem, beginning in zip(found, beginnings, strict=True):
-        assert problem.startswith(beginning)
+    text = "model: {name: seresnext5}\nbatch: {global_size: 100, micro_size: 64}\nlenght: 5ep\ndata: {workers: many}\n"
+    found = problems(text, "optimizer.lr", "mix.mixup=-1")
+    places = ["--set optimizer.lr", "r.yaml:1", "r.yaml:4", "--set", "r.yaml:3", "r.yaml:2"]
+    keys = ["write KEY=VALUE", "model.name", "data.workers", "mix.mixup", "lenght", "batch.global_size"]
+    for problem, place, key in zip(found, places, keys, strict=True):
+        assert problem.startswith(f"{place}: {key}")
 
 
 def test_wrong_key_causes_no_second_problem(problems: Problems) -> None:
@@ -216,20 +168,12 @@ def test_many_problems_are_cut(problems: Problems) -> None:
 
 @pytest.mark.parametrize(("override", "parts"), [
     ("optimizer.lr", ["--set optimizer.lr: write KEY=VALUE"]),
-    ("=3", ["write KEY=VALUE"]),
     ("optimizer.learning_rate=3", ["--set optimizer.learning_rate=3: ", "did you mean optimizer.lr?"]),
-    ("batch_size=32", ["--set batch_size=32: ", "batch.global_size"]),
-    ("optimiser.lr=3", ["did you mean optimizer.lr?"]),
-    ("length.epochs=3", ["did you mean length?"]),
     ("base=x.yaml", ["base: is a key of files only"]),
-    ("data.workers=010", ["--set: data.workers: must be a whole number, found the text '010'"]),
     ("model.name=[a", ["--set model.name=[a: no YAML"]),
-    ("model.frozen=[*a]", ["--set model.frozen=[*a]: an anchor, an alias"]),
     ("data.root=\udcff", ["data.root: must be text without control characters"]),
     ("runtime.measure=true", ["--set runtime.measure=true: runtime.measure: was removed in version 0.2"]),
-    ("batch.micro_size=auto", ["--set: batch.micro_size: auto was removed in version 0.2"]),
     ("model=seresnext50", ["--set: model: must be a section of keys, found the text 'seresnext50'"]),
-    ("ema={decai: 0.9}", ["--set: ema.decai: unknown key; did you mean ema.decay?"]),
     ("optimizer.lr=0.1 # test", ["optimizer.lr: ", "'0.1 # test'"]),
     ('data.root="a" b', ["--set data.root=", "check the quotes"]),
 ], ids=short_id)  # fmt: skip
@@ -254,6 +198,10 @@ def test_many_bases_are_read_once_each(problems: Problems) -> None:
     start = time.perf_counter()
     assert problems("base: 0.yaml\n" + GOOD) == []
     assert time.perf_counter() - start < 5  # 2^30 reads would take hours
+    for i in range(30, 60):
+        Path(f"{i}.yaml").write_text(f"base: {i + 1}.yaml\n")
+    (problem,) = problems("base: 0.yaml\n" + GOOD)
+    assert problem == "49.yaml:1: base: more than 50 files deep; write the keys into fewer files"
 
 
 def test_base_gets_a_near_miss_and_a_problem_names_the_file_of_the_base(problems: Problems) -> None:
@@ -262,10 +210,3 @@ def test_base_gets_a_near_miss_and_a_problem_names_the_file_of_the_base(problems
     assert "did you mean seresnext50?" in problems("base: _base/seresnet50.yaml\n" + GOOD)[0]
     wanted = ["_base/imagenet.yaml:2: optimizer.lr: must be greater than 0, found 0"]
     assert problems("base: _base/imagenet.yaml\n" + GOOD) == wanted
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission(problems: Problems) -> None:
-    Path("b.yaml").write_text("length: 3ep\n")
-    Path("b.yaml").chmod(0)
-    assert problems("base: b.yaml\n" + GOOD) == ["b.yaml cannot be read: Permission denied; give a text file"]

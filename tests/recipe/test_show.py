@@ -36,14 +36,6 @@ recipes = st.fixed_dictionaries(
 )
 
 
-def test_printed_recipe_loads_again(tmp_path: Path) -> None:
-    loaded = load_recipe("digits", ["ema={decay: 0.9}", "data.root='no: #1'", "runtime.compile=false"])
-    path = tmp_path / "recipe.yaml"
-    for text in (print_recipe(loaded), to_yaml(to_values(loaded.recipe))):
-        path.write_text(text)
-        assert load_recipe(path).recipe == loaded.recipe
-
-
 @settings(max_examples=200, deadline=None)
 @given(recipes)
 def test_round_trip_of_any_recipe(values: dict[str, Any]) -> None:
@@ -98,9 +90,10 @@ def test_hash_ignores_the_order_of_keys() -> None:
 
 def test_the_command_writes_the_published_schema_and_prints_the_reference(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "seresnext", "recipe"]
-    subprocess.run([*command, "--output", tmp_path / "s.json"], check=True, capture_output=True, timeout=60)
+    output = tmp_path / "new" / "s.json"
+    subprocess.run([*command, "--output", output], check=True, capture_output=True, timeout=60)
     published = (ROOT / "recipes" / "schema.json").read_text(encoding="utf-8")
-    assert (tmp_path / "s.json").read_text() == published, "run: python -m seresnext recipe"
+    assert output.read_text() == published, "run: python -m seresnext recipe"
     assert json.loads(published) == json_schema()
     printed = subprocess.run([*command, "--reference"], check=True, capture_output=True, text=True, timeout=60).stdout
     assert printed == recipe_reference()

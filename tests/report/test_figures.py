@@ -1,7 +1,5 @@
 """The geometry of charts, as properties."""
 
-from __future__ import annotations
-
 import pytest
 
 from seresnext.report.figures import Series, build_chart, thin, ticks
@@ -17,7 +15,7 @@ from seresnext.report.figures import Series, build_chart, thin, ticks
         (96.1, 97.9, [96, 96.5, 97, 97.5, 98]),
     ],
 )
-def test_ticks_are_round_and_include_the_range(low: float, high: float, expected: list[float]) -> None:
+def test_ticks_are_round_and_include_the_range(low, high, expected):
     found = ticks(low, high)
     if low != high:
         assert found == pytest.approx(expected)
@@ -26,7 +24,7 @@ def test_ticks_are_round_and_include_the_range(low: float, high: float, expected
     assert len(found) in range(2, 9)
 
 
-def test_points_are_inside_of_the_box_and_in_order() -> None:
+def test_points_are_inside_of_the_box_and_in_order():
     chart = build_chart("label", "x", "y", [Series("a", "first", [(0, 1), (5, 3), (10, 2)])], (0, 10))
     left, top, right, bottom = chart["box"]
     (line,) = chart["lines"]
@@ -38,14 +36,14 @@ def test_points_are_inside_of_the_box_and_in_order() -> None:
     assert "a: 3 at x 5" in texts[1]
 
 
-def test_one_point_and_equal_points_are_drawn() -> None:
+def test_one_point_and_equal_points_are_drawn():
     for points in ([(0.0, 0.0)], [(1.0, 5.0), (1.0, 5.0)]):
         x = points[0][0]
         assert "nan" not in str(build_chart("label", "x", "y", [Series("a", "first", points)], (x, x)))
 
 
 @pytest.mark.parametrize("count", [0, 1, 399, 400, 401, 12_345])
-def test_many_points_are_thinned(count: int) -> None:
+def test_many_points_are_thinned(count):
     points = [(float(number), 0.0) for number in range(count)]
     found = thin(points)
     assert len(found) <= 401

@@ -1,12 +1,6 @@
 """The report: the page in a browser, and the commands that write the page."""
 
-from __future__ import annotations
-
-import importlib.util
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import jinja2
@@ -14,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bad_checkpoints import metadata_values, model_weights, write_checkpoint
-from browser import Browser, Page, needs_chromium, open_browser
+from browser import needs_chromium, open_browser
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -23,6 +17,7 @@ from seresnext.errors import DataError
 from seresnext.evaluation.evaluate import Evaluation
 from seresnext.evaluation.metrics import count_classes
 from seresnext.evaluation.summary import summarize
+from seresnext.metrics import tracker
 from seresnext.process.stop_request import StopRequest
 from seresnext.report import page as module
 from seresnext.report.page import NO_PICTURES, PAIRS, PICTURES, render
@@ -38,12 +33,12 @@ HOSTILE = [
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
 
-def picture_of(name: str, label: str, prediction: str, heat: str = PIXEL, is_small: bool = False) -> dict[str, Any]:
+def picture_of(name, label, prediction, heat=PIXEL, is_small=False):
     texts = {"name": name, "label": label, "prediction": prediction, "image": PIXEL, "heat": heat}
     return {**texts, "confidence": 97.5, "is_small": is_small}
 
 
-def content(classes: list[str], images: int = 300, **changes: Any) -> dict[str, Any]:
+def content(classes, images=300, **changes):
     """Return the arguments of `render` for a report on random logits."""
     rng = np.random.default_rng(0)
     labels = np.arange(images) % len(classes)
@@ -61,16 +56,16 @@ def content(classes: list[str], images: int = 300, **changes: Any) -> dict[str, 
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser(tmp_path_factory):
     with open_browser(tmp_path_factory.mktemp("browser")) as browser:
         yield browser
 
 
 @pytest.fixture
-def show(browser: Browser, tmp_path: Path) -> Callable[..., Page]:
+def show(browser, tmp_path):
     """`show(content, width=1280, ...)` returns the page in the browser."""
 
-    def show(content: dict[str, Any], **options: Any) -> Page:
+    def show(content, **options):
         path = tmp_path / "index.html"
         path.write_text(render(**content), "ascii")
         return browser.open(path, **options)
@@ -78,7 +73,7 @@ def show(browser: Browser, tmp_path: Path) -> Callable[..., Page]:
     return show
 
 
-def texts(page: Page, table: str, column: int, shown: bool = True) -> list[str]:
+def texts(page, table, column, shown=True):
     """Return the texts of a column of a table, without hidden rows."""
     rows = f"[...document.querySelector('#{table}').tBodies[0].rows]"
     return page.evaluate(
@@ -87,7 +82,7 @@ def texts(page: Page, table: str, column: int, shown: bool = True) -> list[str]:
 
 
 @needs_chromium
-def test_names_of_strangers_are_text(show: Callable[..., Page]) -> None:
+def test_names_of_strangers_are_text(show):
     recipe, environment = "name: </pre><script>window.hit = 1</script>", [(HOSTILE[0], HOSTILE[1])]
     page = show(content(HOSTILE, recipe=recipe, environment=environment))
     assert page.errors == []
@@ -101,9 +96,7 @@ def test_names_of_strangers_are_text(show: Callable[..., Page]) -> None:
 
 
 @needs_chromium
-def test_without_escapes_the_policy_of_the_page_stops_scripts(
-    show: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_escapes_the_policy_of_the_page_stops_scripts(show, monkeypatch):
     """The control of the test above: the same names become elements. The second guard refuses to run them."""
     environment = jinja2.Environment
     monkeypatch.setattr(jinja2, "Environment", lambda **options: environment(**{**options, "autoescape": False}))
@@ -114,7 +107,7 @@ def test_without_escapes_the_policy_of_the_page_stops_scripts(
 
 
 @needs_chromium
-def test_tables_are_sorted_by_click_and_by_keyboard(show: Callable[..., Page]) -> None:
+def test_tables_are_sorted_by_click_and_by_keyboard(show):
     page = show(content([f"class {number}" for number in range(12)]))
     recall = [float(text) for text in texts(page, "class-rows", 2)]
     assert recall == sorted(recall)  # The weakest class is first.
@@ -134,7 +127,7 @@ def test_tables_are_sorted_by_click_and_by_keyboard(show: Callable[..., Page]) -
 
 
 @needs_chromium
-def test_search_and_filter(show: Callable[..., Page]) -> None:
+def test_search_and_filter(show):
     page = show(content(["Tench", "goldfish", "tiger shark", "hen"]))
     page.evaluate("document.getElementById('search').focus()")
     page.type(" T")
@@ -149,7 +142,7 @@ def test_search_and_filter(show: Callable[..., Page]) -> None:
 
 
 @needs_chromium
-def test_an_evaluation_of_imagenet_opens_within_two_seconds(show: Callable[..., Page]) -> None:
+def test_an_evaluation_of_imagenet_opens_within_two_seconds(show):
     classes = [f"n{number:08}" for number in range(1000)]
     rng = np.random.default_rng(0)
     per_class = [
@@ -173,7 +166,7 @@ def test_an_evaluation_of_imagenet_opens_within_two_seconds(show: Callable[..., 
 
 @needs_chromium
 @pytest.mark.parametrize("width", [400, 1280])
-def test_narrow_and_dark(show: Callable[..., Page], width: int) -> None:
+def test_narrow_and_dark(show, width):
     long = [f"{'a-very-long-name-of-a-class' * 3} {n}" for n in range(20)]
     grounds = set()
     for scheme in ("light", "dark"):
@@ -185,11 +178,13 @@ def test_narrow_and_dark(show: Callable[..., Page], width: int) -> None:
     assert len(grounds) == 2
 
 
-def test_parts_without_content_are_left_out() -> None:
+def test_parts_without_content_are_left_out():
     for curves in ({}, {"train.loss": ([1.0, float("nan")], [float("nan"), 1.0])}):
         page = render(**content(["a", "b"], curves=curves))
         assert 'id="training"' not in page
-    assert 'id="training"' in render(**content(["a", "b"], curves={"train.loss": ([0.0], [0.0])}))
+        assert "Validation images: macro F1" not in page
+    for name, label in (("train.loss", 'id="training"'), ("validate.macro_f1", "Validation images: macro F1")):
+        assert label in render(**content(["a", "b"], curves={name: ([0.0], [0.0])}))
     assert "<h3>Recipe</h3>" not in page
     few = content(["a", "b"], pictures=NO_PICTURES)
     for name in ("per_class", "confusion", "calibration"):
@@ -201,24 +196,13 @@ def test_parts_without_content_are_left_out() -> None:
         assert f'id="{name}"' not in page
 
 
-def test_the_measure_that_chose_the_best_has_a_chart():
-    label = "Validation images: macro F1"
-    for curves, is_there in (({"validate.macro_f1": ([1.0, 2.0], [30.0, 40.0])}, True), ({}, False)):
-        assert (label in render(**content(["a", "b"], curves=curves))) is is_there
-
-
 # ------------------------------------------------------------------------------------------------ commands
 
 
 @pytest.fixture
-def run(tmp_path: Path, tiny_image_folder: Callable[..., Path]) -> Path:
+def run(tmp_path, tiny_image_folder):
     """The folder of a run with an untrained network of three classes, whose images are there."""
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(
-        "model: {name: seresnext26, num_classes: 3}\ndata: {image_size: 32, workers: 0}\nloss: {label_smoothing: 0.2}\n"
-        "mix: {cutmix: 1.0}\n"
-    )
-    values = metadata_values(recipe, tiny_image_folder())
+    values = metadata_values(tiny_image_folder(), "loss.label_smoothing=0.2", "mix.cutmix=1")
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     write_checkpoint(folder / "checkpoints" / "best.safetensors", model_weights(3), values)
@@ -231,7 +215,7 @@ def run(tmp_path: Path, tiny_image_folder: Callable[..., Path]) -> Path:
     return folder
 
 
-def test_the_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_of_a_run(run, capsys):
     (run / "report").mkdir()
     (run / "report" / "index.html").write_text("old")
     assert main(["report", str(run)], StopRequest()) == 0
@@ -246,21 +230,30 @@ def test_the_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert page.count("data:image/jpeg") == 2 * (12 + page.split('id="uncertain"')[0].count("Grad-CAM of class_"))
 
 
+def test_the_page_goes_to_the_known_trackers_only_if_asked(run, capsys, monkeypatch):
+    monkeypatch.setattr(tracker, "_PROGRAM", ("-c", "import sys; print(*sys.argv[1::3])"))
+    assert main(["report", str(run), "--attach"], StopRequest()) == 2
+    assert "no tracker knows the run" in capsys.readouterr().err
+    (run / "trackers").mkdir()
+    (run / "trackers" / "mlflow.json").write_text("{}")
+    for words, sent in (([], ""), (["--attach"], f"mlflow {run}/report\n")):
+        assert main(["report", str(run), *words], StopRequest()) == 0
+        assert capsys.readouterr().out.endswith(f"report: {run}/report/index.html\n{sent}")
+
+
 @pytest.mark.parametrize("case", ["no metrics", "broken metrics"])
 @pytest.mark.full
-def test_the_report_of_a_validation_without_curves(run: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if case == "no metrics":
-        (run / "metrics.jsonl").unlink()
-    else:
+def test_the_report_of_a_validation_without_curves(run, case, capsys):
+    (run / "metrics.jsonl").unlink()
+    if case == "broken metrics":
         (run / "metrics.jsonl").write_text("1\n")
     output = run.parent / "new" / "report"
-    words = ["--checkpoint", str(run / "checkpoints" / "best.safetensors"), "--report", str(output)]
-    assert main(["validate", *words], StopRequest()) == 0
+    assert main(["validate", "--checkpoint", str(run), "--report", str(output)], StopRequest()) == 0
     assert 'id="training"' not in (output / "index.html").read_text()
     assert ("warning" in capsys.readouterr().out) == (case == "broken metrics")
 
 
-def test_a_page_that_fails_leaves_the_result(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_fails_leaves_the_result(run, monkeypatch):
     monkeypatch.setattr(module, "_pictures", Mock(side_effect=DataError("val/0.jpg is gone; restore the file")))
     words = ["--checkpoint", str(run), "--report", str(run / "report"), "--json", str(run / "result.json")]
     assert main(["validate", *words], StopRequest()) == 3
@@ -268,7 +261,7 @@ def test_a_page_that_fails_leaves_the_result(run: Path, monkeypatch: pytest.Monk
     assert not (run / "report" / "index.html").exists()
 
 
-def test_a_selection_of_classes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_selection_of_classes(run, monkeypatch):
     """Of three outputs, the data have the first and the last. The Grad-CAM is of the last, the second in the logits."""
     weights = model_weights(3)
     weights["model.last_linear.bias"] += torch.tensor([0.0, 0.0, 100.0])
@@ -278,7 +271,7 @@ def test_a_selection_of_classes(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (data / "val" / name).mkdir(parents=True)
         Image.new("RGB", (32, 32), (99 * number,) * 3).save(data / "val" / name / "1.png")
     (run / "map.csv").write_text("a,0\nc,2\n")
-    targets: list[int] = []
+    targets = []
     original = module.grad_cam
     monkeypatch.setattr(module, "grad_cam", lambda *args: (targets.extend(args[2]), original(*args))[1])
     words = ["--data", str(data), "--class-map", str(run / "map.csv"), "--image-size", "32", "--report", str(run)]
@@ -289,13 +282,9 @@ def test_a_selection_of_classes(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert 'id="training"' in page  # The file lies in the folder of a run.
 
 
-def test_without_the_extra_nothing_begins(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "captum" else find(name))
-    checkpoint = str(run / "checkpoints" / "best.safetensors")
-    for words in (["report", str(run)], ["validate", "--checkpoint", checkpoint, "--report", str(run / "report")]):
+def test_without_the_extra_nothing_begins(run, capsys, without):
+    without("captum")
+    for words in (["report", str(run)], ["validate", "--checkpoint", str(run), "--report", str(run / "report")]):
         assert main(words, StopRequest()) == 2
         output = capsys.readouterr()
         assert 'pip install "seresnext[report]"' in output.err
@@ -308,23 +297,16 @@ def test_without_the_extra_nothing_begins(
     ("words", "code", "named"),
     [
         (["report", "none"], 2, "none"),
-        (["report", "run", "--output", "tiny.yaml"], 2, "tiny.yaml"),
+        (["report", "run", "--output", "run/metrics.jsonl"], 2, "metrics.jsonl"),
         (["report", "run", "--data", "none"], 3, "none"),
         (["report", "."], 4, "."),
-        (["report", "run", "--output", "tiny.yaml/report"], 2, "tiny.yaml"),
+        (["report", "run", "--output", "run/metrics.jsonl/report"], 2, "metrics.jsonl"),
         (["report", "run", "--output", "taken"], 2, "taken/index.html"),
         (["validate", "--checkpoint", "run", "run", "--report", "new"], 2, "--report"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_mistakes(
-    run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    code: int,
-    named: str,
-) -> None:
+def test_mistakes(run, monkeypatch, capsys, words, code, named):
     monkeypatch.chdir(run.parent)
     (run.parent / "taken" / "index.html").mkdir(parents=True)
     assert main(words, StopRequest()) == code

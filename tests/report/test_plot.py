@@ -1,11 +1,7 @@
 """`seresnext plot` as a user starts it."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +16,7 @@ from seresnext.report import plot
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
+def run_folder(tmp_path):
     entries = []
     for step in range(1, 41):
         entries.append({"event": "train", "step": step, "epoch": step / 10, "loss": 2 / step, "lr": 0.1})
@@ -47,19 +43,19 @@ def test_curves_become_a_picture(run_folder):
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+def drawn(monkeypatch, tmp_path):
     """`drawn(panels)` returns the figure of the panels."""
     figures = []
     monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
 
-    def draw(panels: dict[str, Any]) -> Any:
+    def draw(panels):
         plot.draw(panels, "title", tmp_path / "curves.png")
         return figures[-1]
 
     return draw
 
 
-def labels(panels: dict[str, Any]) -> dict[str, list[str]]:
+def labels(panels):
     return {title: [options.get("label", "") for _, options in lines] for title, lines in panels.items()}
 
 

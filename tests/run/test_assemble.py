@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from run_folders import differences, last_tensors
 from safetensors.torch import load_file, save_file
+from small_digits import small
 from torch._dynamo.testing import CompileCounter
 
 from seresnext.data.pipeline import stand_in_batch
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError
-from seresnext.evaluation import Evaluation
 from seresnext.metrics.console import Console
-from seresnext.models import create_model
-from seresnext.recipe.load import LoadedRecipe
+from seresnext.recipe.schema import Recipe
 from seresnext.run import validate as validation_module
 from seresnext.run.assemble import Run
 from seresnext.run.validate import ValidationSettings, validate
@@ -29,17 +26,15 @@ from seresnext.training.trainer import Trainer
 
 
 @pytest.fixture
-def make_run(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], LoadedRecipe]) -> Callable[..., Run]:
+def make_run(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Recipe]) -> Callable[..., Run]:
     """`make_run(settings, world=World())`: the run of a narrow network on synthetic images."""
-    return lambda settings, world=None: Run(
-        load_synthetic(settings).recipe, None, world or World(), Console(enabled=False)
-    )
+    return lambda settings, world=None: Run(load_synthetic(settings), None, world or World(), Console(enabled=False))
 
 
 def test_settings_that_the_run_does_not_reach_are_notes(narrow, load_synthetic, tmp_path, capsys):
     """An epoch has two steps, so the run has six."""
     console = Console(enabled=True, log=tmp_path / "log.txt")
-    recipe = load_synthetic(["length=3ep", "schedule={name: cosine, warmup: 6st}"]).recipe
+    recipe = load_synthetic(["length=3ep", "schedule={name: cosine, warmup: 6st}"])
     assert Run(recipe, None, World(), console).plan.total == 6
     for text in (capsys.readouterr().out, (tmp_path / "log.txt").read_text()):
         assert "note: schedule.warmup, 6st, " in text
@@ -57,41 +52,29 @@ def photos(tiny_image_folder, tmp_path):
 PASSED_OVER = ("2 .mov (an empty file), 1 .txt (an empty file)", "1 .xml (an empty file)")
 
 
-@pytest.mark.parametrize("val", ["val", "train"])
+@pytest.mark.parametrize(("val", "expected"), [("val", [1, 1]), ("train", [1, 0])])
 def test_notices_of_readers_are_printed_once_at_each_start_and_logged(
-    narrow, load_synthetic, photos, tmp_path, capsys, val
+    narrow, load_synthetic, photos, tmp_path, capsys, val, expected
 ):
-    """The second start reads the index of the first. Times that show no changes are reported the same way."""
-    for folder in (photos / "train").iterdir():
-        os.utime(folder, (0, 0))
-    data = f"data={{format: folder, root: {photos}, image_size: 32, workers: 0, val_split: {val}}}"
-    loaded = load_synthetic([data])
+    """The second start reads the index of the first."""
+    recipe = load_synthetic([f"data={{root: {photos}, image_size: 32, workers: 0, val_split: {val}}}"])
     for start in (1, 2):
-        Run(loaded.recipe, None, World(), Console(enabled=True, log=tmp_path / "log.txt"))
-        out = capsys.readouterr().out
-        log = (tmp_path / "log.txt").read_text()
-        for split, counts in zip(("train", "val"), PASSED_OVER, strict=True):
-            expected = int(split in ("train", val))
-            assert out.count(counts) == expected
-            assert log.count(counts) == start * expected
-        lines = [line for line in out.splitlines() if line.startswith(f"warning: {photos}/train: ")]
-        assert len(lines) == 2
-        assert ".mov" in lines[0]
-        assert "times" in lines[1]
+        Run(recipe, None, World(), Console(enabled=True, log=tmp_path / "log.txt"))
+        log, out = (tmp_path / "log.txt").read_text(), capsys.readouterr().out
+        assert [out.count(counts) for counts in PASSED_OVER] == expected
+        assert [log.count(counts) for counts in PASSED_OVER] == [start * count for count in expected]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_validation_prints_the_notices_too(photos, tmp_path, capsys, monkeypatch):
-    model = create_model("legacy_seresnext26_32x4d", num_classes=3)
-    save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    found = Evaluation({"top1": 50.0, "top5": 100.0, "loss": 1.0}, 12, 1.0, np.full((3, 3), 4))
-    monkeypatch.setattr(validation_module, "evaluate", lambda *_, **__: found)
+def test_a_validation_prints_the_notices_too(narrow, photos, tmp_path, capsys):
+    save_file(small("", num_classes=3).state_dict(), tmp_path / "weights.safetensors")
     for _ in range(2):
-        validate(tmp_path / "weights.safetensors", World(), ValidationSettings(data=str(photos), split="val"))
+        settings = ValidationSettings(data=str(photos), split="val", image_size=32, workers=0)
+        validate(tmp_path / "weights.safetensors", World(), settings)
         assert capsys.readouterr().out.count(PASSED_OVER[1]) == 1
 
 
-GREY = "data={format: synthetic, synthetic_images: 16, image_size: 32, workers: 0, mean: [0.5], std: [0.5]}"
+GREY = ["model.in_channels=1", "data.mean=[0.5]", "data.std=[0.5]"]
 
 
 @pytest.fixture
@@ -112,13 +95,7 @@ def first_step(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        ["runtime.channels_last=true"],
-        ["runtime.channels_last=false"],
-        ["mix.mixup=0.2"],
-        ["mix.cutmix=1"],
-        ["model.in_channels=1", GREY],
-    ],
+    [["runtime.channels_last=true"], ["runtime.channels_last=false"], ["mix.mixup=0.2"], ["mix.cutmix=1"], GREY],
     ids=lambda settings: settings[0],
 )
 @pytest.mark.full
@@ -161,7 +138,6 @@ def weights(make_run, tmp_path):
     return path
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.full
 def test_a_resume_does_not_need_the_first_weights(train_synthetic, weights, tmp_path):
     settings = [
@@ -192,11 +168,9 @@ def uncollected():
     gc.enable()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.full
 def test_garbage_is_collected_from_the_first_step_or_image_on(train_synthetic, uncollected, monkeypatch, tmp_path):
     """A long run would otherwise keep every object in a reference cycle."""
-    monkeypatch.setattr("seresnext.models.registry.create_model", create_model)  # for validate.py
     seen = []
     fit, evaluate = Trainer.fit, validation_module.evaluate
     monkeypatch.setattr(Trainer, "fit", lambda self: seen.append(gc.isenabled()) or fit(self))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.data.readers.class_labels import read_class_map
 from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.data.readers.photo_choice import read_class_map
 from seresnext.errors import DataError, UsageError
 from seresnext.run.class_selection import read_class_names, select_classes
 
@@ -15,13 +15,9 @@ IDS = [row.wordnet_id for row in imagenet_classes()]
 NUMBERS = sorted(map(str, range(1000)))  # As folders are sorted: 0, 1, 10, 100, ...
 
 
-def test_all_classes_of_the_model() -> None:
-    found = select_classes(["a", "b"], "D", 2, ["a", "b"])
-    assert (found.labels, found.columns, found.names, found.notice) == ([0, 1], None, ["a", "b"], None)
-
-
-def test_names_in_another_order_than_the_folders() -> None:
-    assert select_classes(["a", "b", "c"], "D", 3, ["c", "a", "b"]).labels == [1, 2, 0]
+def test_all_classes_of_the_model_in_any_order() -> None:
+    found = select_classes(["a", "b", "c"], "D", 3, ["c", "a", "b"])
+    assert (found.labels, found.columns, found.names, found.notice) == ([1, 2, 0], None, ["c", "a", "b"], None)
 
 
 @pytest.mark.parametrize("names", [None, IDS])
@@ -40,6 +36,29 @@ def test_some_of_imagenets_classes(names: list[str] | None) -> None:
     assert found.names == IDS[5:205]
     assert "200 of ImageNet's classes" in str(found.notice)
     assert select_classes(["7", "999"], "D", 1000, names).columns == [7, 999]
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_numbers_are_the_labels_of_weights_without_names(width: int) -> None:
+    folders = sorted(f"{number:0{width}d}" for number in range(12))
+    found = select_classes(folders, "D", 12, None)
+    assert found.labels == [int(folder) for folder in folders]
+    assert "the class folders of D are numbers: each number is the label, 0 to 11" in str(found.notice)
+
+
+@pytest.mark.parametrize("folders", [["ant", "bee", "cat"], ["1", "2", "3"], ["0", "1", "1x"], ["0", "00", "1"]])
+def test_other_names_without_names_are_in_text_order_and_reported(folders: list[str]) -> None:
+    found = select_classes(folders, "D", 3, None)
+    assert found.labels == [0, 1, 2]
+    assert f"are taken in text order: labels 0, 1 and so on are {', '.join(folders)}" in str(found.notice)
+
+
+@pytest.mark.parametrize("other", ["n99999999", "007", "\N{SUPERSCRIPT TWO}", "9" * 5000])
+def test_a_thousand_folders_without_names_are_imagenets(other: str) -> None:
+    for folders in ([*IDS[1:], other], [*NUMBERS[:-1], other]):
+        with pytest.raises(DataError, match=r"D has 1000 class folders such as .* 999; rename") as caught:
+            select_classes(sorted(folders), "D", 1000, None)
+        assert len(str(caught.value)) < 1000
 
 
 def test_a_map_by_name_and_by_number() -> None:

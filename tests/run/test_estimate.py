@@ -17,19 +17,21 @@ def test_median_and_range():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.01234, "0.0123"), (12.34, "12.3"), (100.4, "100"), (16_700.0, "16,700"), (0.0, "0")]
+    ("form", "value", "text"),
+    [
+        (number, 0.01234, "0.0123"),
+        (number, 100.4, "100"),
+        (number, 16_700.0, "16,700"),
+        (duration, 61.4, "0:01:01"),
+        (duration, 864_000, "10.0 days"),
+    ],
 )
-def test_numbers(value, text):
-    assert number(value) == text
+def test_numbers_and_durations(form, value, text):
+    assert form(value) == text
 
 
 def test_the_rate_of_the_longest_time_is_the_lowest():
     assert Spread(2.0, 1.0, 4.0).rate(8) == (4.0, 2.0, 8.0)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(61.4, "0:01:01"), (172_800, "2 days, 0:00:00"), (864_000, "10.0 days")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_the_peak_of_memory_is_at_least_the_memory_in_use():

@@ -22,14 +22,11 @@ from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
 from seresnext.errors import Failure
 from seresnext.metrics.console import Console
-from seresnext.recipe.load import LoadedRecipe
+from seresnext.recipe.schema import Recipe
 from seresnext.run.assemble import Run
 from seresnext.runtime import Precision
 from seresnext.training.step import TrainingStep
 from seresnext.training.trainer import Progress
-
-# The files of a run stay open to the end of the process.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 # The checkpoint under test was saved right after a validation, between two lines of metrics and inside of an epoch of 3
 # steps. The last step before and the first step after the save are skipped.
@@ -67,9 +64,9 @@ def saved(whole: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def fresh(resume: Callable[[Path], Path], load_synthetic: Callable[[list[str]], LoadedRecipe]) -> dict[str, Tensor]:
+def fresh(resume: Callable[[Path], Path], load_synthetic: Callable[[list[str]], Recipe]) -> dict[str, Tensor]:
     """Return the tensors of a run before the first step."""
-    run = Run(load_synthetic(SETTINGS).recipe, None, World(), Console(enabled=False))
+    run = Run(load_synthetic(SETTINGS), None, World(), Console(enabled=False))
     run.warm_up()
     live = run.state()
     return {f"{prefix}.{name}": tensor for prefix, tensors in live.items() for name, tensor in tensors.items()}

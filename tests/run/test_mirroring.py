@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from run_folders import digest, lines, status
-from small_digits import small
 
 from seresnext.checkpoint import mirror as mirror_module
 from seresnext.checkpoint import mirror_files, store
@@ -17,15 +17,9 @@ from seresnext.checkpoint.mirror import Mirror
 from seresnext.checkpoint.mirror_files import MirrorFiles
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, UsageError
-from seresnext.models import pretrained, registry
-from seresnext.process.stop_request import StopRequest
-from seresnext.run import validate as validate_module
 from seresnext.run.folder import RunFolder
-from seresnext.run.train import train
-from seresnext.run.validate import ValidationSettings
+from seresnext.run.validate import ValidationSettings, validate
 from seresnext.training.step import TrainingStep
-
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 SETTINGS = ["length=4st", "evaluation.every=2st", "ema=null", "checkpoint={every: 1st, keep: 9}", "logging.every=1st"]
 open_folder = RunFolder.open
@@ -37,14 +31,13 @@ class MachineLost(BaseException):
 
 @pytest.fixture(autouse=True)
 def in_process(narrow: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use a network of 20,000 weights, open and lock run folders, and upload in this process."""
-    monkeypatch.setattr(registry, "create_model", small)
+    """Open and lock run folders, and upload in this process."""
     monkeypatch.setattr(RunFolder, "open", open_folder)
     monkeypatch.setattr(Mirror, "_upload", lambda self, request: mirror_files.perform(request))
 
 
 @pytest.fixture
-def start(load_synthetic: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def start(train_synthetic: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """`start(name, *settings, steps=4, mirror=True, resume="auto") -> run`: train, and lose the machine after `steps`.
 
     The newest checkpoint is uploaded before the machine is lost.
@@ -57,22 +50,14 @@ def start(load_synthetic: Callable[..., Any], tmp_path: Path, monkeypatch: pytes
                 raise MachineLost
             return call(self, batches, step=step, **options)
 
+        gc.collect()  # Release the locks of earlier starts.
         address = [f"checkpoint.mirror={tmp_path / 'mirror'}"] if mirror else []
-        recipe = load_synthetic([*SETTINGS, *address, *settings]).recipe
         monkeypatch.setattr(TrainingStep, "__call__", step)
-        try:
-            train(recipe, World(), StopRequest(), output=tmp_path / name, resume=resume, allow_changed=())
-        except MachineLost:
-            pass
-        finally:
-            gc.collect()
+        with suppress(MachineLost):
+            train_synthetic(tmp_path / name, [*SETTINGS, *address, *settings], resume=resume)
         return tmp_path / name
 
     return start
-
-
-def saved_steps(run: Path) -> list[int]:
-    return list(store.steps(run / "checkpoints"))
 
 
 def test_a_lost_machine_costs_nothing(start, tmp_path: Path):
@@ -108,7 +93,7 @@ def test_a_run_that_begins_again_from_an_older_step_replaces_the_later_ones(star
     first = run / "checkpoints" / "step-00000001.safetensors"
     start("run", steps=2, resume=str(first))
     other = start("other", steps=2)
-    assert saved_steps(other)[-1] == 2
+    assert list(store.steps(other / "checkpoints"))[-1] == 2
     assert "fetched the checkpoint of step 2" in (other / "log.txt").read_text()
 
 
@@ -156,9 +141,6 @@ def test_training_does_not_need_the_store(start, tmp_path: Path, monkeypatch: py
 def test_a_mirror_that_only_a_checkpoint_names_is_not_contacted(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = start("first", steps=2) / "checkpoints" / "last.safetensors"
     asked, open_files = [], MirrorFiles.__init__
-    sizes = pretrained.ModelSizes("legacy_seresnext26_32x4d", 3, 3)
-    monkeypatch.setattr(pretrained, "identify_model", lambda *_: sizes)
-    monkeypatch.setattr(validate_module, "create_model", small)
 
     def watched(self: MirrorFiles, address: str) -> None:
         asked.append(address)
@@ -167,7 +149,7 @@ def test_a_mirror_that_only_a_checkpoint_names_is_not_contacted(start, tmp_path:
     monkeypatch.setattr(MirrorFiles, "__init__", watched)
     assert "mirror" in store.verify(path)["recipe"]
     start("fork", mirror=False, resume=str(path))
-    validate_module.validate(path, World(), ValidationSettings())
+    validate(path, World(), ValidationSettings())
     assert asked == []
     start("second", steps=3)  # The control.
     assert str(tmp_path / "mirror") in asked

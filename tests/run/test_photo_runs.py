@@ -3,57 +3,35 @@
 from __future__ import annotations
 
 import csv
-import gc
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from photographs import make, photo
 
 from seresnext.checkpoint import store
 from seresnext.data.readers.photo_choice import PhotoChoice
 from seresnext.distributed import World
 from seresnext.errors import DataError
-from seresnext.models import SENet, pretrained
-from seresnext.process.stop_request import StopRequest
-from seresnext.recipe.load import load_recipe
-from seresnext.run import validate as module
-from seresnext.run.train import train
 from seresnext.run.validate import Validation, ValidationSettings, validate
 
 FILES = [f"{label}/{number}.jpg" for label in ("bird", "cat", "dog") for number in range(12)]
-SETTINGS = [
-    "model.num_classes=auto", "data.image_size=32", "data.workers=0", "batch={global_size: 8, micro_size: 4}",
-    "optimizer.lr=0.01", "schedule={name: cosine}", "runtime.precision=fp32", "runtime.compile=false", "length=4st",
-    "data.split={val: 0.25}", "checkpoint.every=2st",
-]  # fmt: skip
 
 
 @pytest.fixture
-def root(narrow: pytest.MonkeyPatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return class folders of 12 photos, for trainings and validations of a narrow network."""
-    narrow_model = lambda name, num_classes=3, in_channels=3, **options: SENet(  # noqa: E731
-        (1, 1, 1, 1), num_classes, in_channels, cardinality=1, **options
-    )
-    monkeypatch.setattr(module, "create_model", narrow_model)
-    sizes = lambda tensors, *_: pretrained.ModelSizes(  # noqa: E731
-        "legacy_seresnext26_32x4d", len(tensors["last_linear.bias"]), 3
-    )
-    monkeypatch.setattr(pretrained, "identify_model", sizes)
+def root(tmp_path: Path) -> Path:
+    """Return class folders of 12 photos."""
     return make(tmp_path / "photos", *FILES)
 
 
-def trained(root: Path, *settings: str, allow: tuple[str, ...] = (), resume: str = "auto") -> Path:
-    """Train into the folder `run` next to the photos."""
-    recipe = load_recipe("seresnext26", [*SETTINGS, f"data.root={root}", *settings]).recipe
-    output = root.parent / "run"
-    try:
-        train(recipe, World(), StopRequest(), output=output, resume=resume, allow_changed=allow)
-    finally:
-        gc.collect()  # Close the files of TensorBoard within this test.
-    return output
+@pytest.fixture
+def trained(train_synthetic: Callable[..., Path], tmp_path: Path, root: Path) -> Callable[..., Path]:
+    """`trained(*settings, allowed=(), resume="auto") -> run`: train on the photos."""
+    data = f"data={{root: {root}, image_size: 32, workers: 0, split: {{val: 0.25}}}}"
+    usual = ["model.num_classes=auto", "ema=null", "length=4st", "checkpoint.every=2st", data]
+    return lambda *settings, **options: train_synthetic(tmp_path / "run", [*usual, *settings], **options)
 
 
 def table(output: Path) -> dict[str, str]:
@@ -69,13 +47,13 @@ def names(validation: Validation) -> set[str]:
     return {validation.reader.name(index) for index in range(len(validation.reader))}
 
 
-def test_class_folders_train_and_later_validations_use_the_same_images(root, tmp_path):
+def test_class_folders_train_and_later_validations_use_the_same_images(trained, root, tmp_path):
     """Also after the files of the choice are gone, and after a photo was added. A photo is too large."""
     (root / "cat" / "large.jpg").write_bytes(photo(0, size=64))
     (tmp_path / "map.csv").write_text("bird,animal\ndog,animal\n")
     (tmp_path / "exclude.csv").write_text("path,reason\ncat/3.jpg,dark\n")
     files = [f"data.class_map={tmp_path}/map.csv", f"data.exclude={tmp_path}/exclude.csv", "data.ignore=['bird/1*']"]
-    output = trained(root, *files, "data.max_pixels=2000")
+    output = trained(*files, "data.max_pixels=2000")
     (tmp_path / "map.csv").unlink()
     (tmp_path / "exclude.csv").unlink()
     splits = table(output)
@@ -105,8 +83,8 @@ def test_class_folders_train_and_later_validations_use_the_same_images(root, tmp
 
 
 @pytest.mark.full
-def test_a_resume_with_added_photos_is_refused_and_moves_no_photo(root, capsys):
-    output = trained(root, "data.split={val: 1.0e-9}")
+def test_a_resume_with_added_photos_is_refused_and_moves_no_photo(trained, root):
+    output = trained("data.split={val: 1.0e-9}")
     before = table(output)
     assert Counter(before.values()) == {"train": 33, "val": 3}
     for label in ("bird", "cat", "dog"):
@@ -116,29 +94,21 @@ def test_a_resume_with_added_photos_is_refused_and_moves_no_photo(root, capsys):
     with pytest.raises(
         DataError, match=r"33 training images then, 63 now, or other names\n.*--allow-changed length,r.*set$"
     ):
-        trained(root, *more, allow=("length", "runtime"))
-    trained(root, *more, allow=("length", "runtime", "dataset"))
+        trained(*more, allowed=("length", "runtime"))
+    trained(*more, allowed=("length", "runtime", "dataset"))
     after = table(output)
     assert {name: split for name, split in after.items() if "new" not in name} == before
     assert Counter(after.values()) == {"train": 63, "val": 3}
     # Negative control: a fresh start chooses other photos.
-    trained(root, *more, resume="never")
+    trained(*more, resume="never")
     assert {name for name, split in table(output).items() if split == "val"} != {
         name for name, split in before.items() if split == "val"
     }
 
 
 @pytest.mark.full
-def test_a_resumed_run_has_the_bits_of_the_whole_run(root):
-    whole = store.read(trained(root) / "checkpoints" / "last.safetensors")[0]
-    trained(root, "length=4st", resume=str(root.parent / "run" / "checkpoints" / "step-00000002.safetensors"))
-    resumed = store.read(root.parent / "run" / "checkpoints" / "last.safetensors")[0]
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
-@pytest.mark.full
-def test_other_data_is_measured_with_the_choice_of_the_run(root, tmp_path, capsys):
-    output = trained(root, "data.ignore=['*.gif']")
+def test_other_data_is_measured_with_the_choice_of_the_run(trained, tmp_path, capsys):
+    output = trained("data.ignore=['*.gif']")
     assert capsys.readouterr().out.count("data.ignore match nothing") == 1
     other = make(tmp_path / "other", *(f"{split}/{name}" for split in ("test", "val") for name in FILES))
     assert len(names(measured(output, data=str(other), split="test"))) == 36
@@ -149,19 +119,19 @@ def test_other_data_is_measured_with_the_choice_of_the_run(root, tmp_path, capsy
 
 
 @pytest.mark.full
-def test_classes_without_validation_images_are_reported(root, capsys):
+def test_classes_without_validation_images_are_reported(trained, root, capsys):
     make(root, "only/1.jpg")
-    output = trained(root)
+    output = trained()
     assert "classes without validation images: only" in capsys.readouterr().out
     assert measured(output).selection.names == ["bird", "cat", "dog", "only"]
 
 
-def test_all_problems_come_in_one_message(root, tmp_path):
+def test_all_problems_come_in_one_message(trained, tmp_path):
     (tmp_path / "map.csv").write_text("a\nb,c,d\n")
     with pytest.raises(DataError, match=r"data\.class_map .*line 1 has 1 part; write `folder,class`"):
-        trained(root, f"data.class_map={tmp_path}/map.csv")
+        trained(f"data.class_map={tmp_path}/map.csv")
     with pytest.raises(DataError) as caught:
-        trained(root, f"data.root={make(tmp_path / 'one', 'a/1.jpg', 'a/2.jpg', 'a/3.jpg')}")
+        trained(f"data.root={make(tmp_path / 'one', 'a/1.jpg', 'a/2.jpg', 'a/3.jpg')}")
     assert "2 reasons" in str(caught.value)
     assert "has 1 class, a; a classifier needs" in str(caught.value)
     assert "2 training images are fewer than one step takes" in str(caught.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -31,6 +30,15 @@ def test_the_ending_gives_the_format(output, given, chosen):
     assert choose_format(output and Path(output), given, None) == chosen
 
 
+TEXTS = {
+    "table": "a.png\n   90.00 %  cat\n   10.00 %  dog\nb\\udcff,\\n.png\n  bad image, no result\n"
+    "c\n  100.00 %  \\ud800\n",
+    "csv": "path,prediction_1,prediction_2,probability_1,probability_2,error\n"
+    'a.png,cat,dog,0.9,0.1,\n"b\\udcff,\n.png",,,,,no image\nc,\\ud800,,1.0,,\n',
+}
+COLUMNS = ["path", "prediction_1", "prediction_2", "probability_1", "probability_2", "error"]
+
+
 @pytest.mark.parametrize("output_format", ["table", "jsonl", "csv", "parquet"])
 def test_rows_are_written_with_any_names(tmp_path, output_format):
     path = tmp_path / "rows"
@@ -38,40 +46,14 @@ def test_rows_are_written_with_any_names(tmp_path, output_format):
     assert [each.name for each in tmp_path.iterdir()] == ["rows"]
     if output_format == "parquet":
         table = pyarrow.parquet.read_table(path)
-        assert table.column_names == [
-            "path", "prediction_1", "prediction_2", "probability_1", "probability_2", "error"
-        ]  # fmt: skip
-        assert table.to_pylist()[1] == dict.fromkeys(table.column_names) | {
-            "path": "b\\udcff,\n.png",
-            "error": "no image",
-        }
-        return
-    text = path.read_text()
-    if output_format == "jsonl":
-        assert [json.loads(line) for line in text.splitlines()] == [
-            {
-                "path": "a.png",
-                "predictions": [{"class": "cat", "probability": 0.9}, {"class": "dog", "probability": 0.1}],
-            },
-            {"path": "b\udcff,\n.png", "error": "no image"},
-            {"path": "c", "predictions": [{"class": "\ud800", "probability": 1.0}]},
-        ]
-    elif output_format == "csv":
-        assert text.splitlines()[:2] == [
-            "path,prediction_1,prediction_2,probability_1,probability_2,error",
-            "a.png,cat,dog,0.9,0.1,",
-        ]
-        assert '"b\\udcff,\n.png",,,,,no image\n' in text
+        assert table.column_names == COLUMNS
+        assert table.to_pylist()[1] == dict.fromkeys(COLUMNS) | {"path": "b\\udcff,\n.png", "error": "no image"}
+    elif output_format == "jsonl":
+        for row, line in zip(ROWS, map(json.loads, path.read_text().splitlines()), strict=True):
+            found = [(each["class"], each["probability"]) for each in line.get("predictions", ())]
+            assert (line["path"], found, line.get("error", "")) == (row.path, list(row.predictions), row.error)
     else:
-        assert text.splitlines() == [
-            "a.png",
-            "   90.00 %  cat",
-            "   10.00 %  dog",
-            "b\\udcff,\\n.png",
-            "  bad image, no result",
-            "c",
-            "  100.00 %  \\ud800",
-        ]
+        assert path.read_text() == TEXTS[output_format]
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -102,9 +84,8 @@ def test_a_write_that_fails_names_the_file_and_leaves_none(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_extra_is_named_before_the_work(monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
+def test_a_missing_extra_is_named_before_the_work(without):
+    without("pyarrow")
     for output, features in (("rows.parquet", None), (None, "f.parquet")):
         with pytest.raises(UsageError, match=r'pip install "seresnext\[report\]"'):
             choose_format(output and Path(output), None, features and Path(features))

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from seresnext import cli
 from seresnext.checkpoint import file_format, store
-from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.metrics.status import read_status
 from seresnext.process.stop_request import StopRequest
-from seresnext.recipe.load import LoadedRecipe, load_recipe
 from seresnext.run.folder import RunFolder
-from seresnext.run.train import train
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-
-SETTINGS = [
-    "model.num_classes=3", "data.image_size=32", "data.workers=0", "batch={global_size: 8, micro_size: 4}",
-    "optimizer.lr=0.01", "schedule={name: cosine}", "ema={decay: 0.9}", "runtime.precision=fp32",
-    "runtime.compile=false", "length=3st", "evaluation.every=1st", "checkpoint={every: 1st, keep: 9}",
-]  # fmt: skip
+SETTINGS = ["length=3st", "evaluation.every=1st", "checkpoint={every: 1st, keep: 9}"]
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +27,21 @@ def images(tiny_image_folder: Callable[..., Path], tmp_path_factory: pytest.Temp
     return shutil.copytree(tiny_image_folder(classes=3, per_class=8, size=40), tmp_path_factory.mktemp("own") / "data")
 
 
-def load(images: Path, *settings: str) -> LoadedRecipe:
-    return load_recipe("seresnext26", [*SETTINGS, f"data.root={images}", *settings])
+@pytest.fixture(scope="module")
+def start(train_synthetic: Callable[..., Path], images: Path) -> Callable[..., Path]:
+    """`start(run, *settings, root=images, resume="auto", allowed=())`: train on the images below `root`."""
 
+    def start(run: Path, *settings: str, root: Path = images, **options: Any) -> Path:
+        data = f"data={{root: {root}, image_size: 32, workers: 0}}"
+        return train_synthetic(run, [data, *SETTINGS, *settings], **options)
 
-def start(run: Path, images: Path, *settings: str, resume: str = "auto", allowed: tuple[str, ...] = ()) -> None:
-    try:
-        train(load(images, *settings).recipe, World(), StopRequest(), output=run, resume=resume, allow_changed=allowed)
-    finally:
-        gc.collect()
+    return start
 
 
 @pytest.fixture(scope="module")
-def finished(narrow: pytest.MonkeyPatch, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(start: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    start(run, images)
-    return run
+    return start(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture
@@ -111,14 +100,14 @@ REWRITTEN = {
 @pytest.mark.parametrize("file", [FIRST, LAST])  # A checkpoint in the middle, and the last checkpoint.
 @pytest.mark.parametrize("case", REWRITTEN)
 @pytest.mark.full
-def test_a_checkpoint_that_is_refused(run: Path, images: Path, case: str, file: str) -> None:
+def test_a_checkpoint_that_is_refused(run: Path, start: Callable[..., Path], case: str, file: str) -> None:
     path = run / "checkpoints" / file
     for pointer in store.POINTERS:
         (run / "checkpoints" / f"{pointer}.safetensors").unlink()
     rewrite(path, REWRITTEN[case])
     before = contents(run)
     with pytest.raises(CheckpointError, match=file):
-        start(run, images, resume=str(path))
+        start(run, resume=str(path))
     assert contents(run) == before
     assert_recorded(run, file)
 
@@ -145,7 +134,7 @@ def assert_recorded(run: Path, words: str) -> None:
         (["data.root={run}"], (), "never", "overlap", UsageError),
     ],
 )
-def test_a_start_that_is_refused(run, images, tmp_path, settings, allowed, resume, words, error) -> None:
+def test_a_start_that_is_refused(run, start, tmp_path, settings, allowed, resume, words, error) -> None:
     """The folder also has a damaged checkpoint, which the start skips, and an unfinished save."""
     damage(run / "checkpoints" / LAST)
     (run / "checkpoints" / ".last.safetensors.tmp").touch()
@@ -153,7 +142,7 @@ def test_a_start_that_is_refused(run, images, tmp_path, settings, allowed, resum
     resume = str(run / resume) if resume.startswith("checkpoints") else resume
     before = contents(run)
     with pytest.raises(error, match=words):
-        start(run, images, *settings, resume=resume, allowed=allowed)
+        start(run, *settings, resume=resume, allowed=allowed)
     assert contents(run) == before
     if words != "overlap":  # This refusal comes before the lock of the folder; the command records it.
         assert_recorded(run, words)
@@ -161,7 +150,7 @@ def test_a_start_that_is_refused(run, images, tmp_path, settings, allowed, resum
 
 @pytest.mark.parametrize("made", [True, False])
 @pytest.mark.parametrize("refusal", ["data", "recipe", "checkpoint", "resume"])
-def test_no_folder_is_made(narrow: pytest.MonkeyPatch, images: Path, tmp_path: Path, refusal: str, made: bool) -> None:
+def test_no_folder_is_made(start, tmp_path: Path, refusal: str, made: bool) -> None:
     """An empty folder that existed before stays empty."""
     run = tmp_path / "runs" / "new"
     if made:
@@ -176,7 +165,7 @@ def test_no_folder_is_made(narrow: pytest.MonkeyPatch, images: Path, tmp_path: P
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "open", OPEN)
         with pytest.raises(Failure):
-            start(run, images, *settings[refusal], resume=resume)
+            start(run, *settings[refusal], resume=resume)
     assert run.exists() == made
     assert list(tmp_path.rglob("*")) == ([run.parent, run] if made else [])
 
@@ -217,10 +206,10 @@ OPEN = RunFolder.open  # The original, before the fixture `narrow` replaces this
 
 
 @pytest.mark.full
-def test_the_control_changes_the_folder(run: Path, images: Path) -> None:
+def test_the_control_changes_the_folder(run: Path, start: Callable[..., Path]) -> None:
     for name in (LAST, "last.safetensors"):
         damage(run / "checkpoints" / name)
-    start(run, images)
+    start(run)
     assert read_status(run)["state"] == "finished"
     assert (run / "checkpoints" / f"{LAST}.corrupt").exists()
     assert list(store.steps(run / "checkpoints")) == [1, 2, 3]
@@ -232,17 +221,17 @@ def add_image(images: Path, split: str) -> None:
 
 
 @pytest.mark.full
-def test_other_validation_images_are_refused_until_allowed(run, images, tmp_path, capsys) -> None:
+def test_other_validation_images_are_refused_until_allowed(run, start, images, tmp_path, capsys) -> None:
     """An allowed change repeats the last validation, and `best` is chosen among validations of the new images."""
     copy = shutil.copytree(images, tmp_path / "images")
     add_image(copy, "val")
     before = contents(run)
     with pytest.raises(DataError, match=r"12 validation(?s:.*)13"):
-        start(run, copy)
+        start(run, root=copy)
     assert contents(run) == before
     capsys.readouterr()
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    start(run, copy, allowed=("dataset",))
+    start(run, root=copy, allowed=("dataset",))
     out = capsys.readouterr().out
     assert out.count("best.superseded-1.safetensors") == 1
     assert "13 validation images" in out
@@ -254,12 +243,12 @@ def test_other_validation_images_are_refused_until_allowed(run, images, tmp_path
     measured = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["num_images"] for line in measured if line["event"] == "validate"] == [12, 12, 12, 12, 13, 13]
     assert len(measured) == len(lines)
-    start(run, copy)
+    start(run, root=copy)
     assert "best.superseded" not in capsys.readouterr().out  # The file is renamed only once.
 
 
 @pytest.mark.full
-def test_another_environment_is_one_line(run: Path, images: Path, capsys) -> None:
+def test_another_environment_is_one_line(run: Path, start: Callable[..., Path], capsys) -> None:
     """So are a checkpoint of 0.1.0, which has no record of validation images, and a change that is permitted."""
     for path in set(run.glob("checkpoints/*")):
         if path.name != "step-00000002.safetensors":
@@ -267,7 +256,7 @@ def test_another_environment_is_one_line(run: Path, images: Path, capsys) -> Non
     for change in (say("dataset", val=None), say("environment", threads=77)):
         rewrite(run / "checkpoints" / "step-00000002.safetensors", change)
     capsys.readouterr()
-    start(run, images, "model.weights=nowhere.pth", allowed=("model.weights",))
+    start(run, "model.weights=nowhere.pth", allowed=("model.weights",))
     lines = capsys.readouterr().out.splitlines()
     for words in (("step-00000002.safetensors", "record"), ("threads 77 -> ",), ("model.weights: ", "nowhere.pth")):
         assert len([line for line in lines if all(word in line for word in words)]) == 1

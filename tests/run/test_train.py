@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,6 @@ from seresnext.metrics import status as status_module
 from seresnext.metrics.status import read_status, update_status, write_status
 from seresnext.process.stop_request import StopRequest
 from seresnext.run.folder import RunFolder
-from seresnext.run.train import train
 from seresnext.training import trainer as trainer_module
 from seresnext.training.step import TrainingStep
 
@@ -64,18 +64,26 @@ def test_a_run_that_cannot_go_on_is_failed(preempted, train_synthetic, monkeypat
     assert f" error: {message.splitlines()[0]}" in (preempted / "log.txt").read_text()
 
 
-def test_an_error_after_the_end_leaves_the_status(preempted, train_synthetic, monkeypatch):
-    write = RunFolder.write_status
+def test_a_run_is_finished_when_its_last_checkpoint_is_on_the_disk(train_synthetic, monkeypatch, tmp_path):
+    """Every write ends before the next write begins. Step 2 is saved before the validation, and then as the best."""
+    commit, write_status, happened = store.commit, RunFolder.write_status, []
 
-    def write_and_fail(self, state, step, reason=None):
-        write(self, state, step, reason)
-        if state == "finished":
-            raise OSError("after the end")
+    def slow(folder, step, *content):
+        happened.append(("begin", step))
+        time.sleep(0.2)
+        path = commit(folder, step, *content)
+        happened.append(("end", step))
+        return path
 
-    monkeypatch.setattr(RunFolder, "write_status", write_and_fail)
-    with pytest.raises(OSError, match="after the end"):
-        train_synthetic(preempted, SETTINGS)
-    assert read_status(preempted)["state"] == "finished"
+    def noted(self, state, step, reason=None):
+        happened.append((state, step))
+        write_status(self, state, step, reason)
+
+    monkeypatch.setattr(store, "commit", slow)
+    monkeypatch.setattr(RunFolder, "write_status", noted)
+    train_synthetic(tmp_path / "run", ["length=2st", "evaluation.every=2st", "checkpoint.every=1st"])
+    writes = [(kind, step) for step in (1, 2, 2) for kind in ("begin", "end")]
+    assert happened == [("running", 0), *writes, ("finished", 2)]
 
 
 def test_the_status_has_the_last_log_the_last_save_the_total_and_the_best(preempted, train_synthetic, monkeypatch):
@@ -102,29 +110,28 @@ def test_the_status_has_the_last_log_the_last_save_the_total_and_the_best(preemp
     assert status["started"] <= status["updated"]
 
 
-def test_a_fresh_start_clears_the_progress_of_another_run(preempted, load_synthetic, narrow, monkeypatch):
+def test_a_fresh_start_clears_the_progress_of_another_run(preempted, train_synthetic, monkeypatch):
     """The folder has the status of another run, and the start has --resume never."""
-    recipe = load_synthetic(SETTINGS).recipe
     write_status(preempted, World(), "running", 1, None)
     update_status(preempted, saved_step=50, total_steps=90, best={"step": 50, "top1": 1.0})
     monkeypatch.setattr(TrainingStep, "__call__", without_memory)
     with pytest.raises(OutOfMemory):
-        train(recipe, World(), StopRequest(), output=preempted, resume="never", allow_changed=())
+        train_synthetic(preempted, SETTINGS, resume="never")
     status = read_status(preempted)
     assert (status["state"], status["saved_step"], status["total_steps"], status["best"]) == ("failed", None, 2, None)
     assert (preempted / "earlier-1" / "checkpoints" / "step-00000001.safetensors").exists()
 
 
-def test_ranks_stay_until_the_end_is_written(preempted, load_synthetic, narrow):
+def test_ranks_stay_until_the_end_is_written(preempted, train_synthetic):
     """If rank 0 is killed before the final status is written, another rank must still be there to write `failed`."""
-    recipe, states = load_synthetic(SETTINGS).recipe, []
+    states = []
 
     class Watched(World):
         def broadcast(self, value):
             states.append(read_status(preempted)["state"])
             return value
 
-    train(recipe, Watched(), StopRequest(), output=preempted, resume="auto", allow_changed=())
+    train_synthetic(preempted, SETTINGS, world=Watched())
     assert states[-2:] == ["running", "finished"]
 
 

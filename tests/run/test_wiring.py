@@ -18,7 +18,6 @@ from seresnext.models import SENet
 from seresnext.models.blocks import SEResNeXtBottleneck
 from seresnext.process.stop_request import StopRequest
 from seresnext.randomness import torch_seed_at
-from seresnext.recipe.load import LoadedRecipe
 from seresnext.recipe.schema import Recipe
 from seresnext.run import assemble as run_module
 from seresnext.run.assemble import Run
@@ -62,7 +61,7 @@ class Two(World):
 
 
 @pytest.fixture(scope="module")
-def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], LoadedRecipe]) -> Callable[..., Any]:
+def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Recipe]) -> Callable[..., Any]:
     """`build(*changes)`: a run of two ranks with the settings above and these changes.
 
     Returns `run`, and under the name of each class the arguments of the run's step, trainer, saver and counter.
@@ -87,7 +86,7 @@ def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Load
                 patch.setattr(run_module, name, recorded(name))
             patch.setattr(step_module, "wrap_ddp", lambda model, compress: setattr(seen, "ddp", compress) or model)
             patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # The warm-up takes a while.
-            recipe = load_synthetic([*SETTINGS, *changes]).recipe
+            recipe = load_synthetic([*SETTINGS, *changes])
             # A recipe of synthetic images with this key is refused.
             data = recipe.data.model_copy(update={"max_bad_images": 6})
             run = Run(recipe.model_copy(update={"data": data}), None, Two(0, 2), Console(enabled=False))
@@ -120,7 +119,7 @@ SECTIONS = ("model", "mix", "batch", "optimizer", "schedule", "loss", "checkpoin
 
 def test_no_value_is_a_default(load_synthetic):
     """With a default a key that is not connected would pass."""
-    recipe = load_synthetic(SETTINGS).recipe
+    recipe = load_synthetic(SETTINGS)
     usual = Recipe.model_validate({"model": {"name": "seresnext26"}})
     same = {
         f"{section}.{key}"
@@ -164,7 +163,7 @@ def test_the_step(built):
     assert (step["thaw_at"], len(run.step.own_replicas), built.ddp) == (None, 2, False)
 
 
-def test_the_trainer(built):
+def test_the_trainer_and_its_saver(built):
     trainer = built.Trainer
     assert trainer["schedule"] == Schedule("cosine", 0.35, total=15, warmup=4, final=0.01)
     assert trainer["plan"] == Plan(
@@ -177,11 +176,7 @@ def test_the_trainer(built):
     assert trainer["models"] == {"model": built.run.model, "ema": built.run.ema.model}
     assert trainer["num_val_batches"] == 14  # 40 images by 3.
     assert built.BadImageCounter[0] == 6
-
-
-def test_the_saver(built):
-    policy = {"keep": 9, "keep_every": 6, "continue_on_failure": True}
-    assert {name: built.Saver[name] for name in policy} == policy
+    assert [built.Saver[name] for name in ("keep", "keep_every", "continue_on_failure")] == [9, 6, True]
 
 
 OTHERS: dict[str, tuple[str, Callable[[Any], object], object]] = {

@@ -207,4 +207,4 @@ def untrained() -> dict[str, Tensor]:
 @pytest.fixture(scope="session")
 def metadata(recipe: Path, images: Path) -> dict[str, Any]:
     """The metadata of a checkpoint of the tiny recipe, as plain values."""
-    return bad_checkpoints.metadata_values(recipe, images)
+    return bad_checkpoints.metadata_values(images, "data.workers=1", recipe=recipe)

@@ -91,8 +91,28 @@ def deflated() -> bytes:
 
 
 def keys(count: int) -> bytes:
-    pairs = (b"X\x07\0\0\0%07dN" % number for number in range(count))
-    return old_file(b"\x80\x02}(" + b"".join(pairs) + b"u.")
+    """Return the instructions of a dict."""
+    return b"\x80\x02}(" + b"".join(b"X\x07\0\0\0%07dN" % number for number in range(count)) + b"u"
+
+
+def of_numbers(before: bytes, after: bytes, numel: int = 10**6) -> bytes:
+    """Return a file with a storage of floats, and with instructions before and after the storage."""
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu" + long(numel) + b"tQ"
+    return old_file(b"\x80\x02" + before + storage + after, ["0"], struct.pack("<q", numel) + bytes(4 * numel))
+
+
+def tensors(dimensions: int) -> bytes:
+    once = b"K\0(" + b"K\1" * dimensions + b"tq\1h\1tq\2"
+    return of_numbers(b"ctorch._utils\n_rebuild_tensor\nq\0(", once + b"h\0h\2R" * 200_000 + b".", numel=1)
+
+
+def members(count: int) -> bytes:
+    """Return a zip with many members at one place of the file."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}.")
+        archive.filelist += archive.filelist * count
+    return buffer.getvalue()
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {
@@ -101,8 +121,19 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "deflated": deflated,
     "stride 0": lambda: old_file(tensor_pickle(1, 0, (30_000, 30_000), (0, 0)), ["0"], struct.pack("<q", 1) + bytes(4)),
     "storage": lambda: old_file(tensor_pickle(10**9, 0, (10**9,), (1,)), ["0"], bytes(12)),
-    "a million keys": lambda: keys(10**6),
-    "keys up to the limit for a file": lambda: keys(450_000),
+    "a million keys": lambda: old_file(keys(10**6) + b"."),
+    "keys up to the limit for a file": lambda: old_file(keys(80_000) + b"."),
+    "copies of a dict": lambda: old_file(
+        keys(1000) + b"q\0cargparse\nNamespace\nq\1" + b"h\1)\x81h\0b" * 100_000 + b"."
+    ),
+    "a tensor as arguments": lambda: of_numbers(b"ctorch._utils\n_rebuild_parameter\n", b"R."),
+    "a tensor as arguments of a class": lambda: of_numbers(b"cargparse\nNamespace\n", b"\x81."),
+    "lists in lists as an index": lambda: of_numbers(
+        b"", b"q\1](K\0K\1eq\0" + b"](h\0h\0eq\0" * 24 + b"h\1h\0\x85K\0s."
+    ),
+    "tensors of 5 dimensions": lambda: tensors(5),
+    "tensors of 16 dimensions": lambda: tensors(16),
+    "members of a zip": lambda: members(300_000),
     "marks": lambda: old_file(b"\x80\x02" + b"(" * 999_000 + b"."),
 }
 
@@ -111,7 +142,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 def test_a_small_file_takes_little(measure: Probe, tmp_path: Path, bomb: str) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(BOMBS[bomb]())
-    assert_refused(measure("validate.py", "--checkpoint", path), seconds=10)
+    assert_refused(measure("validate.py", "--checkpoint", path), megabytes=130, seconds=10)
 
 
 @pytest.mark.parametrize(("bomb", "use"), [

@@ -5,7 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from seresnext.models import create_model
@@ -33,22 +33,6 @@ def train(net, optimizer, steps, skip=None):
         optimizer.step()
 
 
-def test_decay_groups_of_the_real_network_are_timms():
-    net = create_model("seresnext26")
-    names = {id(p): name for name, p in net.named_parameters()}
-
-    def by_decay(groups):
-        return {group["weight_decay"]: sorted(names[id(p)] for p in group["params"]) for group in groups}
-
-    ours = by_decay(build(net, decay_norm_and_bias=False).param_groups)
-    assert ours == by_decay(param_groups_weight_decay(net, weight_decay=1e-2))
-    assert sum(map(len, ours.values())) == len(names)
-    assert "layer1.0.se_module.fc1.bias" in ours[0.0]
-    assert "layer1.0.downsample.1.weight" in ours[0.0]
-    everything = by_decay(build(net).param_groups)  # The control.
-    assert everything == {1e-2: sorted(names.values())}
-
-
 @pytest.mark.parametrize("model_name", ["legacy_seresnext26_32x4d", "seresnext26"])
 def test_rates_by_stage_are_timms(model_name):
     """timm groups by block; with its coarse groups, a stage is a layer, and the stem has its own."""
@@ -70,18 +54,6 @@ def test_rates_by_stage_are_timms(model_name):
     for name, values in expected.items():
         assert found[name] == pytest.approx(values), name
     assert len({rate for rate, _ in found.values()}) == 6
-
-
-def test_the_rate_of_the_classifier_keeps_its_ratio():
-    """The schedule scales both rates. The control: without `head_lr` all rates are equal."""
-    net = create_model("seresnext26")
-    optimizer = build(net, head_lr=0.4)
-    for lr in (0.1, 0.033, 0.0):
-        set_lr(optimizer, lr)
-        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-        assert [rates[id(p)] for p in net.last_linear.parameters()] == pytest.approx([4 * lr] * 2)
-        assert {rates[id(p)] for name, p in net.named_parameters() if "last" not in name} == {lr}
-    assert len(build(net).param_groups) == 1
 
 
 REFERENCES = {

@@ -2,7 +2,7 @@
 
 import torch
 
-from seresnext.training.result import PendingResult, StepResult, count_correct
+from seresnext.training.result import PendingResult, StepResult
 
 NUMBERS = torch.tensor([1.0, 3.0, 1.0, 0.0, 2.0, 0.5, 5.0, 4.0, 1.0, 8.0])
 RESULT = StepResult(
@@ -30,18 +30,3 @@ def test_a_pending_result_waits_for_its_own_arrival_alone():
     assert PendingResult(7, 2, NUMBERS, arrival).result() == RESULT
     assert waited == [arrival]
     assert PendingResult.queue(7, 2, NUMBERS).result() == RESULT
-
-
-def test_a_result_has_the_mean_loss_and_the_overflow():
-    assert RESULT.loss == 2.0
-    assert RESULT.overflowed
-    assert not StepResult(7, (1.0,), 4.0, 0.0, stop=False, skipped=True, loss_scale=1.0).overflowed
-    assert not StepResult(7, (float("nan"),), 4.0, 0.0, stop=False, skipped=True, loss_scale=8.0).overflowed
-
-
-def test_correct_images_have_the_highest_logit_at_the_label_or_at_the_larger_label():
-    logits = torch.tensor([[1.0, 2.0, 0.0], [3.0, 2.0, 1.0], [0.0, 1.0, 5.0]])
-    assert count_correct(logits, torch.tensor([1, 2, 2])) == 2
-    mixed = torch.tensor([[0.4, 0.6, 0.0], [0.3, 0.0, 0.7], [0.0, 0.45, 0.55]])
-    assert count_correct(logits, mixed) == 2
-    assert count_correct(logits, mixed.roll(-1, 1)) == 0

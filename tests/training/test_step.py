@@ -9,13 +9,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from exactness import narrow
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seresnext.data.augment.mixup import MixupCutmix
 from seresnext.data.loading.prefetch import DeviceBatch
-from seresnext.distributed import World
+from seresnext.distributed import BatchNormStatistics, World
 from seresnext.models import SENet
 from seresnext.randomness import torch_seed_at
-from seresnext.recipe.schema import OptimizerSection, Recipe
+from seresnext.recipe.schema import Recipe
+from seresnext.runtime import PRECISIONS
 from seresnext.training import step as step_module
 from seresnext.training.ema import Ema
 from seresnext.training.loss import BinaryCrossEntropy, CrossEntropy
@@ -25,14 +27,17 @@ from seresnext.training.step import TrainingStep
 SEED, LR, SMOOTHING = 3, 0.1, 0.1
 
 
-@pytest.fixture
-def model():
+def network():
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 5)
-    ).double()
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 5)
+    net = nn.Sequential(*layers).double()
     net(torch.randn(8, 3, 6, 6).double() * 3)  # Make the running statistics different from the initial ones.
     return net
+
+
+@pytest.fixture
+def model():
+    return network()
 
 
 def batch(step, replica, dtype=torch.float64):
@@ -41,23 +46,22 @@ def batch(step, replica, dtype=torch.float64):
     return DeviceBatch(images, torch.randint(5, (4,), generator=generator), step, replica, 0.25 * (replica + 1))
 
 
-def optimizer_of(model):
-    return build_optimizer(model, OptimizerSection(lr=1.0, weight_decay=1e-2))
-
-
-def recipe_of(replicas=2, precision="fp64", clip_norm=None, runtime=()):
+def recipe_of(replicas=2, precision="fp64", runtime=(), **optimizer):
     """Return the recipe of a step of micro-batches of 4 images."""
-    values = {"model": {"name": "seresnext26"}, "batch": {"global_size": 4 * replicas, "micro_size": 4}}
-    values |= {"optimizer": {"clip_norm": clip_norm}}
-    return Recipe.model_validate({**values, "runtime": {"seed": SEED, "precision": precision, **dict(runtime)}})
-
-
-def make(model, replicas=2, precision="fp64", **options):
-    recipe = recipe_of(
-        replicas, precision, **{key: options.pop(key) for key in ("clip_norm", "runtime") if key in options}
+    return Recipe.model_validate(
+        {
+            "model": {"name": "seresnext26"},
+            "batch": {"global_size": 4 * replicas, "micro_size": 4},
+            "optimizer": {"lr": 1.0, "weight_decay": 1e-2, **optimizer},
+            "runtime": {"seed": SEED, "precision": precision, **dict(runtime)},
+        }
     )
-    options = {"loss": CrossEntropy(SMOOTHING), "world": World(), **options}
-    return TrainingStep(model, optimizer_of(model), recipe=recipe, **options)
+
+
+def make(model, *recipe, mix=None, ema=None, loss=None, world=None, **settings):
+    recipe = recipe_of(*recipe, **settings)
+    loss, optimizer = loss or CrossEntropy(SMOOTHING), build_optimizer(model, recipe.optimizer)
+    return TrainingStep(model, optimizer, loss, recipe, world or World(), mix, ema)
 
 
 def run(training_step, steps=1, replicas=2, dtype=torch.float64, stop=False):
@@ -79,7 +83,8 @@ def by_hand(model, optimizer, step, replicas=2, clip_norm=None, mix=None):
             images, targets = mix(images, targets, step=step, replica=replica)
         logits = alone(images)
         loss = F.cross_entropy(logits, targets, label_smoothing=SMOOTHING)
-        correct += sum(int(row.argmax() == target) for row, target in zip(logits, batch(step, replica)[1], strict=True))
+        labels = targets if targets.ndim == 1 else [target.argmax() for target in targets]
+        correct += sum(int(row.argmax() == label) for row, label in zip(logits, labels, strict=True))
         for parameter in alone.parameters():
             parameter.grad = None
         loss.backward()
@@ -104,23 +109,32 @@ def differences(model, other, rtol=1e-12):
     return [name for name in ours if not torch.allclose(ours[name], theirs[name], rtol=rtol, atol=1e-14)]
 
 
-@pytest.mark.parametrize("replicas", [1, 2, 3])
-def test_steps_are_those_written_by_hand(model, replicas):
-    other = copy.deepcopy(model)
-    optimizer = optimizer_of(other)
-    expected = [by_hand(other, optimizer, step, replicas) for step in range(3)]
-    reports = run(make(model, replicas), 3, replicas)
-    assert differences(model, other) == []
-    for step, (report, (losses, norm, correct)) in enumerate(zip(reports, expected, strict=True)):
-        assert report.step == step
+MIX = MixupCutmix(num_classes=5, seed=SEED, mixup=0.2, cutmix=1.0, last_step=None)
+CASES = [{"replicas": 1}, {"replicas": 3}, {}, {"clip_norm": 0.05}, {"clip_norm": 1e6}, {"mix": MIX}]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_steps_are_those_written_by_hand(model, case):
+    """Three steps with the average. The control: clipping and mixing change the weights."""
+    other, plain, average = (copy.deepcopy(model) for _ in range(3))
+    replicas, ema = case.get("replicas", 2), Ema(model, 0.9, warmup=True)
+    training_step, optimizer = make(model, ema=ema, **case), torch.optim.SGD(other.parameters(), LR, 0.9, 0.0, 1e-2)
+    reports = run(training_step, 3, replicas)
+    for step, (report, decay) in enumerate(zip(reports, (1 / 10, 2 / 11, 3 / 12), strict=True)):
+        losses, norm, correct = by_hand(other, optimizer, step, **case)
+        assert (report.step, report.stop, report.correct) == (step, False, correct)
         assert report.losses == pytest.approx(losses, rel=1e-12)
         assert report.loss == pytest.approx(sum(losses) / replicas, rel=1e-12)
-        assert report.grad_norm == pytest.approx(norm, rel=1e-12)
+        assert report.grad_norm == pytest.approx(norm, rel=1e-12)  # Before clipping.
         assert report.data_wait == 0.25 * sum(range(1, replicas + 1))
-        assert report.stop is False
-        assert report.correct == correct
+        for tensor, new in zip(average.state_dict().values(), other.state_dict().values(), strict=True):
+            tensor.copy_(decay * tensor + (1 - decay) * new if new.is_floating_point() else new)
+    assert differences(model, other) == []
+    assert differences(ema.model, average) == []
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert run(make(model, replicas), replicas=replicas, stop=True)[0].stop is True
+    run(make(plain, replicas), 3, replicas)
+    assert ("0.weight" in differences(model, plain, rtol=1e-6)) is (case.get("clip_norm") == 0.05 or "mix" in case)
+    assert run(training_step, replicas=replicas, stop=True)[0].stop is True
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -129,16 +143,16 @@ def test_stages_train_from_a_step_on_as_in_a_loop_of_torch(name):
     torch.manual_seed(0)
     ours = narrow("", num_classes=5, drop_path_rate=0.0).double()
     theirs, frozen = copy.deepcopy(ours), ("layer0", "layer2")
-    section = OptimizerSection(name=name, lr=LR, weight_decay=1e-2)
-    optimizer = build_optimizer(ours, section, later=frozen)
-    training_step = TrainingStep(ours, optimizer, CrossEntropy(), recipe_of(), World(), thaw_at=1)
+    recipe = recipe_of(name=name)
+    optimizer = build_optimizer(ours, recipe.optimizer, later=frozen)
+    training_step = TrainingStep(ours, optimizer, CrossEntropy(), recipe, World(), thaw_at=1)
     kind, options = (torch.optim.SGD, {"momentum": 0.9}) if name == "sgd" else (torch.optim.AdamW, {"fused": True})
     reference = kind(theirs.parameters(), lr=LR, weight_decay=1e-2, **options)
 
     def batch_of(step, replica):
         generator = torch.Generator().manual_seed(100 * step + replica)
         images = torch.randn(4, 3, 48, 48, generator=generator, dtype=torch.float64)
-        return DeviceBatch(images, torch.randint(5, (4,), generator=generator), step, replica, 0.0)
+        return batch(step, replica)._replace(images=images)
 
     training_step.freeze(frozen, *batch_of(9, 9)[:2])
     for step in range(3):
@@ -173,44 +187,6 @@ def test_randomness_depends_on_step_and_replica_alone(model):
     assert "5.weight" in differences(once, thrice, rtol=1e-6)
 
 
-@pytest.mark.parametrize("clip_norm", [0.05, 1e6])
-def test_the_gradient_is_clipped_as_a_whole(model, clip_norm):
-    other, free = copy.deepcopy(model), copy.deepcopy(model)
-    _, norm, _ = by_hand(other, optimizer_of(other), 0, clip_norm=clip_norm)
-    assert 0.05 < norm < 1e6
-    (report,) = run(make(model, clip_norm=clip_norm))
-    assert report.grad_norm == pytest.approx(norm, rel=1e-12)  # Before clipping.
-    assert differences(model, other, rtol=1e-9) == []  # Torch divides by the norm plus 1e-6.
-    run(make(free))
-    assert ("0.weight" in differences(model, free, rtol=1e-6)) is (clip_norm < norm)
-
-
-def test_mixing_is_by_step_and_replica(model):
-    mix = MixupCutmix(num_classes=5, seed=SEED, mixup=0.2, cutmix=1.0, last_step=None)
-    other, plain = copy.deepcopy(model), copy.deepcopy(model)
-    optimizer = optimizer_of(other)
-    expected = [by_hand(other, optimizer, step, mix=mix)[0] for step in range(2)]
-    reports = run(make(model, mix=mix), 2)
-    assert [report.losses for report in reports] == [pytest.approx(losses, rel=1e-12) for losses in expected]
-    assert differences(model, other) == []
-    run(make(plain), 2)
-    assert "0.weight" in differences(model, plain, rtol=1e-6)
-
-
-def test_the_average_follows_after_the_statistics(model):
-    ema = Ema(model, 0.9, warmup=True)
-    reference = copy.deepcopy(model)
-    training_step = make(model, ema=ema)
-    for step, decay in enumerate((1 / 10, 2 / 11)):
-        training_step(iter([batch(step, r) for r in range(2)]), step=step, lr=LR, stop=False)
-        for name, tensor in reference.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.mul_(decay).add_(model.state_dict()[name], alpha=1 - decay)
-    ours, theirs = ema.model.state_dict(), reference.state_dict()
-    for name in ("0.weight", "1.running_mean", "1.running_var", "5.bias"):
-        assert torch.allclose(ours[name], theirs[name], rtol=1e-12), name
-
-
 def test_batches_of_another_step_are_refused(model):
     for wrong in ([batch(1, 0), batch(1, 1)], [batch(0, 1), batch(0, 0)]):
         with pytest.raises(AssertionError):
@@ -230,6 +206,151 @@ def test_half_precision_scales_and_unscales_the_gradient(model):
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, other.state_dict()[name], rtol=0.05, atol=2e-3)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+# ------------------------------------------------------------------------------------------------ skipped steps
+
+
+class Bench:
+    """A training with an average, and methods to spoil a step."""
+
+    def __init__(self, precision="fp64", layout=torch.contiguous_format, replicas=2, device="cpu", **settings):
+        dtype, world = PRECISIONS[precision].weights, World(device=torch.device(device))
+        self.model = network().to(device, dtype, memory_format=layout)
+        with torch.no_grad():
+            self.model[5].bias[0] = -0.0
+        self.ema = Ema(self.model, 0.9, warmup=True)
+        self.step = make(self.model, replicas, precision, ema=self.ema, world=world, **settings)
+
+    def take(self, step, spoil=None):
+        """Take a step and return the result. `spoil` is `loss` or `gradient`, of the last replica."""
+        return self.queue(step, spoil).result()
+
+    def queue(self, step, spoil=None):
+        """Queue a step and return the pending result."""
+        weight, hook = self.model[0].weight, None
+        batches = [batch(step, replica, weight.dtype) for replica in self.step.own_replicas]
+        if spoil == "loss":
+            batches[-1].images[1] = torch.nan
+        elif spoil == "gradient":
+            hook = weight.register_hook(lambda gradient: gradient / 0)
+        batches = [b._replace(images=b.images.to(weight.device), labels=b.labels.to(weight.device)) for b in batches]
+        report = self.step(iter(batches), step=step, lr=LR, stop=False)
+        if hook:
+            hook.remove()
+        return report
+
+    def bytes(self):
+        """Return the bytes of all tensors that training changes."""
+        state = optimizer_state(self.model, self.step.optimizer)
+        tensors = {**self.model.state_dict(prefix="model."), **self.ema.model.state_dict(prefix="ema."), **state}
+        return {name: tensor.detach().cpu().numpy().tobytes() for name, tensor in tensors.items()}
+
+
+VARIANTS = {
+    "fp64": {},
+    "one replica": {"replicas": 1},
+    "three replicas": {"replicas": 3},
+    "no momentum, fp32": {"momentum": 0.0, "precision": "fp32"},
+    "nesterov": {"nesterov": True},
+    "adamw": {"name": "adamw"},
+    "adamw, fp32": {"name": "adamw", "precision": "fp32"},
+    "clipped": {"clip_norm": 0.05},
+    "fp32, channels_last": {"precision": "fp32", "layout": torch.channels_last},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "compiled": {"precision": "fp32", "runtime": {"compile": True}},
+}
+MARKED = [pytest.param(name, marks=[pytest.mark.full] * (name == "compiled")) for name in VARIANTS]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("spoil", ["loss", "gradient"])
+@pytest.mark.parametrize("variant", MARKED)
+def test_a_spoilt_step_changes_nothing(variant, spoil, device):
+    """The later steps equal the steps of a run without the spoilt step, which may be the very first."""
+    bench, other = (Bench(**VARIANTS[variant], device=device) for _ in range(2))
+    first = 0 if variant == "fp64" else 2
+    for step in range(first):
+        bench.take(step)
+        other.take(step)
+    before = bench.bytes()
+    report = bench.take(first, spoil)
+    assert bench.bytes() == before
+    assert report.skipped
+    assert math.isfinite(report.loss) == (spoil == "gradient")
+    assert not math.isfinite(report.grad_norm)
+    assert report.overflowed == (variant == "fp16" and spoil == "gradient")
+    if variant == "fp16":  # The scaler lowers the scale after both kinds.
+        assert bench.step.scaler.get_scale() == other.step.scaler.get_scale() / 2
+        other.step.scaler.load_state_dict(bench.step.scaler.state_dict())
+    for step in (first + 1, first + 2):
+        assert bench.take(step) == other.take(step)
+    assert bench.bytes() == other.bytes() != before
+
+
+class Operations(TorchDispatchMode):
+    """Records the names of the operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_skip_does_not_wait_for_the_device(precision):
+    """The host reads no number before it reads the result."""
+    bench = Bench(precision=precision, clip_norm=1.0)
+    with Operations() as operations:
+        for step, spoil in enumerate((None, "loss", "gradient")):
+            bench.queue(step, spoil)
+        assert "aten::_fused_sgd_" in operations.names
+        assert "aten::_local_scalar_dense" not in operations.names
+        torch.ones(1).item()
+        assert "aten::_local_scalar_dense" in operations.names  # The control: this is how a read shows.
+
+
+EMA_UPDATE = Ema.update
+GUARDS = {
+    "statistics": (BatchNormStatistics, "undo_if", lambda self, skip: None),
+    "ema": (Ema, "update", lambda self, step, skip: EMA_UPDATE(self, step)),
+    "optimizer": (step_module, "skip_if", lambda optimizer, skip: None),
+}
+
+
+@pytest.mark.parametrize("part", ["model.0.weight", "momentum.0.weight", "model.1.running_var", "ema.5.weight"])
+def test_each_part_needs_a_guard(monkeypatch, part):
+    """The controls: without one of the three guards, the guarded state is spoilt, and only this state."""
+    kind = part.partition(".")[0] if "running" not in part else "statistics"
+    monkeypatch.setattr(*GUARDS[kind if kind in GUARDS else "optimizer"])
+    bench = Bench()
+    bench.take(0)
+    before = bench.bytes()
+    bench.take(1, "loss")
+    after = bench.bytes()
+    assert after[part] != before[part]
+    assert (after["model.1.num_batches_tracked"] != before["model.1.num_batches_tracked"]) == (kind == "statistics")
+
+
+def test_the_scaler_lowers_the_scale_and_overflows_above_one():
+    bench = Bench(precision="fp16")
+    bench.take(0)
+    state = bench.step.scaler.state_dict()
+    bench.step.scaler.load_state_dict({**state, "scale": 2.0**120})
+    overflow = bench.take(1)
+    assert (overflow.skipped, overflow.overflowed, overflow.loss_scale) == (True, True, 2.0**120)
+    assert bench.step.scaler.get_scale() == 2.0**119
+    bench.step.scaler.load_state_dict({**state, "scale": 1.0})
+    bad = bench.take(2, "gradient")
+    assert (bad.skipped, bad.overflowed, bad.loss_scale) == (True, False, 1.0)
+    assert bench.take(3, "loss").overflowed is False
+
+
+# ------------------------------------------------------------------------------------------------ GPUs
 
 
 def on_gpu(batches):
@@ -325,24 +446,13 @@ def test_warm_up_changes_nothing(model):
 def test_the_timer_measures_to_the_first_layer_that_trains(monkeypatch):
     monkeypatch.setattr(step_module, "wrap_ddp", lambda module, compress: module)
     network = narrow("", num_classes=5, drop_path_rate=0.0).double()
-    training_step, first = make(network, replicas=2, world=World(0, 2)), network.layer0.conv1.weight
+    training_step, first = make(network, world=World(0, 2)), network.layer0.conv1.weight
     for stages in (("layer0", "layer1"), ()):
         training_step.freeze(stages, torch.randn(4, 3, 48, 48, dtype=torch.float64), torch.arange(4))
         assert bool(first._post_accumulate_grad_hooks) is (not stages)
 
 
 def test_ranks_share_the_replicas(model, monkeypatch):
-    wrapped = []
-
-    def wrap_ddp(module, compress):
-        wrapped.append(compress)
-        return module
-
-    monkeypatch.setattr(step_module, "wrap_ddp", wrap_ddp)
-    shares = [list(make(model, replicas=6, world=World(rank, 3)).own_replicas) for rank in range(3)]
+    monkeypatch.setattr(step_module, "wrap_ddp", lambda module, compress: module)
+    shares = [list(make(model, 6, world=World(rank, 3)).own_replicas) for rank in range(3)]
     assert shares == [[0, 1], [2, 3], [4, 5]]
-    assert wrapped == [False] * 3
-    assert list(make(model, replicas=6).own_replicas) == [0, 1, 2, 3, 4, 5]
-    assert len(wrapped) == 3  # One rank does not wrap the model.
-    with pytest.raises(AssertionError):
-        make(model, replicas=4, world=World(0, 3))

@@ -17,8 +17,8 @@ def test_everything_in_its_order():
         "step0 step1 train2 step2 step3 train4 save4 evaluate4 validate4 save4 "  # The second save has the new best.
         "step4 step5 train6 step6 step7 train8 save8 evaluate8 validate8 save8 finish8"
     )
-    assert run.logger.advanced == 8
-    assert run.logger.bars == [("train", 0, 8), ("validate", 2), ("validate", 2)]
+    assert run.logger.bar.n == 8
+    assert run.logger.bars == [("train", 0, 8), ("validate", 0, 2), ("validate", 0, 2)]
 
 
 def test_a_result_is_read_after_the_next_step_was_queued():
@@ -41,12 +41,36 @@ def test_the_measure_of_the_recipe_chooses_the_best_and_ends_the_run():
         assert ["per_class" in event for event in events] == [False, False, True]
 
 
-def test_each_validation_is_saved_before_and_a_new_best_once_more():
-    """6 of 8 are correct, then 4, then 8: the second validation is no new best."""
-    run = fitted(total=6, evaluate_every=2, save_every=100, right={2: 6, 4: 4, 6: 8}.__getitem__)
-    assert run.what("evaluate", "save") == "save2 evaluate2 save2 save4 evaluate4 save6 evaluate6 save6"
-    assert [saved["evaluated"] for saved in run.saver.saved] == [0, 2, 2, 4, 6]
-    assert run.bests() == [(2, None), (2, 2), (4, 2), (6, 2), (6, 6)]
+@pytest.mark.parametrize(
+    ("settings", "progress", "actions", "bests"),
+    [
+        # 6 of 8 are correct, then 4, then 8. A step is saved before its validation, and a new best once more.
+        (
+            {"total": 6, "evaluate_every": 2, "right": {2: 6, 4: 4, 6: 8}.__getitem__},
+            (0, 0),
+            "save2 evaluate2 save2 save4 evaluate4 save6 evaluate6 save6",
+            [None, 2, 2, 2, 6],
+        ),
+        # Without the save at the end, a start of the same command would repeat the last validation.
+        ({"right": lambda step: 8 - step}, (0, 0), "save4 evaluate4 save4 save8 evaluate8 save8", [None, 4, 4, 4]),
+        ({"right": lambda step: 5}, (0, 0), "save4 evaluate4 save4 save8 evaluate8 save8", [None, 4, 4, 4]),
+        # `best` must link to a checkpoint of the same step, because the next step changes the weights.
+        ({"right": lambda step: 8 - step}, (4, 0), "evaluate4 save4 save8 evaluate8 save8", [4, 4, 4]),
+        # Nothing is done twice: validated, complete, and stopped in the last validation.
+        ({}, (4, 4), "save8 evaluate8 save8", [4, 4]),
+        ({}, (8, 8), "", []),
+        ({}, (8, 4), "evaluate8 save8", [4]),
+    ],
+)
+def test_validations_and_saves(settings, progress, actions, bests):
+    step, evaluated = progress
+    best = {"step": evaluated, "top1": 100.0} if evaluated else None
+    run = fitted(**settings, save_every=100, progress=Progress(step=step, evaluated=evaluated, best=best))
+    assert run.what("evaluate", "save") == actions
+    assert [found for _, found in run.bests()] == bests
+    assert run.what("step") == " ".join(f"step{number}" for number in range(step, settings.get("total", 8)))
+    assert bests == [] or run.saver.saved[-1] == asdict(run.progress)
+    assert run.progress.evaluated == run.progress.step
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
@@ -70,15 +94,6 @@ def test_an_error_in_a_validation_costs_no_step(monkeypatch, fails_at, calibrate
     assert f"step{fails_at - 1}" not in again.what("step")
     assert again.what("evaluate").startswith(f"evaluate{fails_at} evaluate{fails_at}")
     assert again.saver.saved[-1] == straight.saver.saved[-1]
-
-
-def test_a_validation_that_is_no_new_best_is_saved_at_the_end_of_the_run():
-    """Without this save, a start of the same command repeats the last validation. An equal accuracy is no new best."""
-    for right in (lambda step: 8 - step, lambda step: 5):
-        run = fitted(right=right)
-        assert run.what("save") == "save4 save4 save8 save8"
-        assert run.saver.saved[-1] == asdict(run.progress)
-        assert (run.progress.evaluated, run.progress.best["step"]) == (8, 4)
 
 
 def test_train_events():
@@ -162,25 +177,6 @@ def test_a_stop_during_validation_leaves_it_to_be_done():
     assert again.fit() is True
     assert again.what("evaluate", "validate", "step").startswith("evaluate4 validate4 step4")
     assert [event["step"] for event in again.events("validate")] == [4, 8]
-
-
-def test_a_best_of_a_repeated_validation_is_saved_at_the_same_step():
-    """`best` must link to a checkpoint of the same step, because the next step changes the weights."""
-    run = fitted(right=lambda step: 8 - step, progress=Progress(step=4), save_every=100)
-    assert run.bests() == [(4, 4), (8, 4), (8, 4)]
-
-
-@pytest.mark.parametrize(
-    ("step", "evaluated", "actions"),
-    [(4, 4, "evaluate8 save8"), (8, 8, ""), (8, 4, "evaluate8 save8")],
-    ids=["was validated", "is complete", "was stopped in the last validation"],
-)
-def test_nothing_is_done_twice(step, evaluated, actions):
-    best = {"step": evaluated, "top1": 100.0}
-    run = fitted(progress=Progress(step=step, evaluated=evaluated, best=best), save_every=100)
-    assert run.what("step") == " ".join(f"step{number}" for number in range(step, 8))
-    assert run.what("evaluate", "save").removeprefix("save8 ") == actions
-    assert run.progress.best == best
 
 
 @pytest.mark.parametrize("stops_at", [None, 5])

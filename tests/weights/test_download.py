@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import socket
 import threading
 import time
@@ -124,10 +123,3 @@ def test_a_server_that_does_not_answer_is_given_up(
     monkeypatch.undo()
     with pytest.raises(OSError, match="404"):
         download(f"{server.url}/none-{NAME}", tmp_path)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_cache_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "cache").mkdir(mode=0o500)
-    with pytest.raises(PermissionError):
-        download(f"{server.url}/{NAME}", tmp_path / "cache")

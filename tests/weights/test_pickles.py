@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from torch_files import long, tensor_pickle
+from torch_files import tensor_pickle
 
 from seresnext.weights.pickles import load_pickle
 
@@ -34,27 +34,6 @@ def test_tensor() -> None:
     torch.arange(6.0, out=storages["0"])
     assert value["w"].tolist() == [[2, 4], [3, 5]]
     assert "more bytes than the file" in refusal(tensor_pickle(6, 2, (2, 2), (1, 2)), room=23)
-
-
-@pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("builtins\nbytearray", "would import builtins.bytearray"),
-        ("torch\nTensor", "would import torch.Tensor"),
-        ("torch\nFloatStorage", "not callable"),
-    ],
-)
-def test_calls_that_allocate(name: str, reason: str) -> None:
-    assert reason in refusal(f"\x80\x02c{name}\n".encode("latin-1") + long(600_000_000) + b"\x85R.")
-
-
-@pytest.mark.usefixtures("little_memory")
-def test_many_copies_of_a_dict() -> None:
-    """The control: `weights_only=True` makes the copies."""
-    program = b"\x80\x02ccollections\nOrderedDict\nq\x01}" + b"(K\x01Nuq\x02" + b"h\x01h\x02\x85R."
-    assert torch._weights_only_unpickler.load(io.BytesIO(program)) == {1: None}
-    assert "takes 0 positional arguments" in refusal(program)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +70,12 @@ PROGRAMS = {
     "reference to None": b"NQ.",
     "reference to text": b"X\x01\x00\x00\x00aQ.",
     "reference in text": b"Pabc\n.",
-    "dict of None": b"ccollections\nOrderedDict\nN\x85R.",
+    "copy of a dict": b"ccollections\nOrderedDict\n}\x85R.",
+    "storage of a size": b"ctorch\nFloatStorage\nK\x01\x85R.",
+    "arguments of no dict": b"cargparse\nNamespace\n)\x81Nb.",
+    "arguments as a key": b"}cargparse\nNamespace\n)\x81Ns.",
     "tensor of nothing": b"ctorch._utils\n_rebuild_tensor\n)R.",
-    "other way to call": b"ccollections\nOrderedDict\n)\x81.",
+    "object of a number": b"K\x01)\x81.",
     "import": b"c__builtin__\neval\n.",
     "dotted import": b"ctorch\nFloatStorage.evil\n.",
     "no instruction": b"\xff",
@@ -106,17 +88,6 @@ def test_programs_without_sense_or_end(program: bytes) -> None:
     start = time.monotonic()
     refusal(b"\x80\x02" + program)
     assert time.monotonic() - start < 20
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        pytest.param(b"cargparse\nNamespace\n)\x81Nb.", id="attributes that are no dict"),
-        pytest.param(b"}cargparse\nNamespace\n)\x81Ns.", id="arguments as a key"),
-    ],
-)
-def test_arguments_without_sense(program: bytes) -> None:
-    refusal(b"\x80\x02" + program)
 
 
 def test_storage_declared_twice() -> None:
@@ -155,5 +126,5 @@ def test_many_keys_of_one_hash() -> None:
 
 
 def test_dimensions_without_end() -> None:
-    assert "17 dimensions" in refusal(tensor_pickle(1, 0, (1,) * 17, (1,) * 17))
+    assert "6 dimensions" in refusal(tensor_pickle(1, 0, (1,) * 6, (1,) * 6))
     assert load_pickle(io.BytesIO(tensor_pickle(0, 0, (5, 0), (1, 1))))[0]["w"].shape == (5, 0)

@@ -31,7 +31,7 @@ def refusal(path: Path) -> str:
     assert messages[0] == messages[1]
     assert str(path) in messages[0]
     assert messages[0].isprintable()
-    return messages[0]
+    return messages[0].replace(str(path), "")  # The path has the name of the test.
 
 
 def test_read(path: Path) -> None:
@@ -98,9 +98,9 @@ def safetensors(path: Path, header: str) -> Path:
         ('{"__metadata__": {"a": 3}}', "string"),
         (f'{{"w": {FLOAT.replace("[1]", json.dumps([1] * 1000))}}}', "1,000 dimensions"),
         ('["__metadata__"]', "expected struct"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "expected struct"),
         ('{"a":' * 100_000, "recursion"),
-        ('"' * 300_000, "texts"),
+        ('"' * 600_000, "texts"),
         ("{" + ",".join(f'"{number}":""' for number in range(130_000)) + "}", "texts"),
     ],
 )

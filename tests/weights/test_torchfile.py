@@ -1,6 +1,5 @@
 """Oracle: torch.save and torch.load themselves, and the sizes of the published files."""
 
-import io
 import os
 import pickle
 import struct
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from damage import flip_bit
-from torch_files import HEAD, Touch, long, old_file, save_as_published, tensor_pickle
+from torch_files import HEAD, MAGIC, SYSTEM, Touch, long, old_file, save_as_published, tensor_pickle
 
 from seresnext.errors import CheckpointError
 from seresnext.models import MODELS, create_model
@@ -49,7 +48,7 @@ def refusal(path: Path) -> str:
     assert str(path) in message
     assert message.isprintable()
     assert caught.value.exit_code == 4
-    return message
+    return message.replace(str(path), "")  # The path has the name of the test.
 
 
 @pytest.fixture(params=["old", "zip"])
@@ -66,28 +65,22 @@ def save(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Path]:
 # ------------------------------------------------------------------------------------------------ files that are read
 
 
-MOMENTUM = {"state": {0: {"momentum_buffer": torch.ones(3)}}}
 FLAT = torch.arange(10.0)
+NORM = torch.nn.BatchNorm2d(4)
+STATES = {
+    "a state": small_state(),
+    "an entry, as in torch's ImageNet example": {"epoch": 3, "state_dict": small_state(), "optimizer": {"state": {}}},
+    "a dict with the attribute `_metadata`": NORM.state_dict(),
+    "parameters": dict(NORM.named_parameters()),
+    "one storage cut into tensors": {"a": FLAT[:4].view(2, 2), "b": FLAT[4:]},
+}
 
 
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"epoch": 3, "state_dict": state, "o": MOMENTUM}])
-def test_state_dicts(save, wrap: Callable[[OrderedDict], dict]) -> None:
-    """The state alone, or as in the checkpoints of torch's ImageNet example."""
-    assert_same(read_torch_file(save(wrap(small_state()))).tensors, small_state())
-
-
-def test_modules_and_parameters(save) -> None:
-    """state_dict() of a module has an attribute, `_metadata`, and named_parameters() gives Parameters."""
-    module = torch.nn.BatchNorm2d(4)
-    for tensors in (module.state_dict(), dict(module.named_parameters())):
-        found = read_torch_file(save(tensors)).tensors
-        assert_same(found, tensors)
-        assert all(type(tensor) is torch.Tensor and not tensor.requires_grad for tensor in found.values())
-
-
-def test_one_storage_cut_into_tensors(save) -> None:
-    tensors = {"a": FLAT[:4].view(2, 2), "b": FLAT[4:]}
-    assert_same(read_torch_file(save(tensors)).tensors, tensors)
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_state_dicts(save, state: dict) -> None:
+    found = read_torch_file(save(state)).tensors
+    assert_same(found, state.get("state_dict", state))
+    assert all(type(tensor) is torch.Tensor and not tensor.requires_grad for tensor in found.values())
 
 
 @pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.weights_bytes])
@@ -107,33 +100,14 @@ def test_files_as_published(name: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ code
 
 
-def test_code_is_not_run(tmp_path: Path, save) -> None:
-    canary = tmp_path / "canary"
-    path = save({"w": Touch(canary)})
-    assert "posix.system" in refusal(path)
-    assert not canary.exists()
-    # The control: unpickled, the file does harm.
-    torch.load(path, weights_only=False)
-    assert canary.exists()
-
-
 @pytest.mark.parametrize("place", [0, 1, 2, 3, 4])
 def test_code_in_any_of_the_five_pickles(tmp_path: Path, place: int) -> None:
+    """Whole commands and the control are in `runs/test_untrusted.py`."""
     canary, path = tmp_path / "canary", tmp_path / "weights.pth"
-    file = io.BytesIO()
-    torch.save({}, file, _use_new_zipfile_serialization=False)
-    file.seek(0)
-    parts = [pickle.load(file) for _ in range(5)]
+    parts = [MAGIC, 1001, SYSTEM, {}, []]
     parts[place] = Touch(canary)
     path.write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in parts))
     assert "posix.system" in refusal(path)
-    assert not canary.exists()
-
-
-def test_newer_protocol(tmp_path: Path) -> None:
-    canary, path = tmp_path / "canary", tmp_path / "weights.pth"
-    path.write_bytes(old_file(pickle.dumps({"w": Touch(canary)}, protocol=5)))
-    assert "more than weights" in refusal(path)
     assert not canary.exists()
 
 
@@ -151,14 +125,10 @@ def test_handwritten_pickle(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize(
-    ("numel", "announced", "reason"),
-    [(10**9, 6, "was cut off or changed"), (6, 10**9, "1,000,000,000 elements, not 6")],
-)
-def test_a_storage_of_another_size(tmp_path: Path, numel: int, announced: int, reason: str) -> None:
-    path, numbers = tmp_path / "weights.pth", struct.pack("<q", announced) + bytes(24)
-    path.write_bytes(old_file(tensor_pickle(numel, 0, (numel,), (1,)), ["0"], numbers))
-    assert reason in refusal(path)
+def test_a_storage_of_another_size(tmp_path: Path) -> None:
+    path, numbers = tmp_path / "weights.pth", struct.pack("<q", 10**9) + bytes(24)
+    path.write_bytes(old_file(tensor_pickle(6, 0, (6,), (1,)), ["0"], numbers))
+    assert "1,000,000,000 elements, not 6" in refusal(path)
 
 
 def test_many_tensors_of_one_storage(save) -> None:
@@ -166,16 +136,10 @@ def test_many_tensors_of_one_storage(save) -> None:
     assert "share storages" in refusal(save({str(i): shared.view(10, 100) for i in range(1000)}))
 
 
-@pytest.mark.usefixtures("little_memory")
 def test_compressed_zip(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", tensor_pickle(10**8, 0, (10**8,), (1,)).replace(b"NtQ", b"tQ"))
-        with archive.open("archive/data/0", "w") as member:
-            for _ in range(100):
-                member.write(bytes(4 * 10**6))
-    assert path.stat().st_size < 10**6
-    assert "compressed" in refusal(path)
+    with zipfile.ZipFile(tmp_path / "weights.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+    assert "a compressed zip" in refusal(tmp_path / "weights.pth")
 
 
 def test_a_pickle_without_end(save) -> None:
@@ -252,7 +216,7 @@ def test_things_that_are_no_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        (torch.nn.Linear(2, 2), "state_dict"),
+        (torch.nn.Linear(2, 2), "save the state dict alone"),
         ({}, "holds 0 tensors"),
         *((state, "") for state in ([FLAT], {"a": 3}, {"a": {"b": FLAT}}, {3: FLAT})),
     ],
@@ -269,37 +233,24 @@ def test_odd_zips(tmp_path: Path, members: list[str]) -> None:
     assert "not a zip of torch.save" in refusal(tmp_path / "file")
 
 
-def test_names_cannot_write_to_the_terminal(tmp_path: Path, save) -> None:
+def test_names_cannot_write_to_the_terminal(save) -> None:
     message = refusal(save({"\x1b[2J\x1b]0;owned\x07" + "a" * 10_000 + str(i): "text" for i in range(50)}))
     assert r"\x1b[2J" in message
     assert len(message) < 3000
-    with pytest.raises(CheckpointError) as caught:
-        read_torch_file(tmp_path / "\x1b[2Jweights.pth")
-    assert str(caught.value).isprintable()
-    assert "weights.pth" in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------ two readings
 
 
-BOMB_BYTES = 12_345_678
-BOMB = b"\x80\x02cbuiltins\nbytearray\n" + long(BOMB_BYTES) + b"\x85R."
-
-
-def zip_with(path: Path, **more: bytes) -> None:
-    """Write the file of torch.save for one small tensor, with further members."""
-    buffer = io.BytesIO()
-    torch.save({"w": torch.ones(3)}, buffer)
-    with zipfile.ZipFile(buffer) as archive, zipfile.ZipFile(path, "w") as copy:
-        for name in archive.namelist():
-            copy.writestr(name, archive.read(name))
-        for name, content in more.items():
-            copy.writestr(f"archive/{name}", content)
-
-
 def test_a_second_pickle_in_capitals(tmp_path: Path) -> None:
     """The pickle that is checked is the pickle that is used. The control: torch's own reader takes the other one."""
     path = tmp_path / "weights.pth"
-    zip_with(path, **{"DATA.PKL": BOMB})
-    assert len(torch.load(path, weights_only=True)) == BOMB_BYTES
+    torch.save({"w": torch.ones(3)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
+    bomb = b"\x80\x02cbuiltins\nbytearray\n" + long(12_345_678) + b"\x85R."
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in [*members, ("weights/DATA.PKL", bomb)]:
+            archive.writestr(name, content)
+    assert len(torch.load(path, weights_only=True)) == 12_345_678
     assert read_torch_file(path).tensors["w"].tolist() == [1, 1, 1]

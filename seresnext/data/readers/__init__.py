@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
+from unicodedata import normalize
 
 import numpy as np
 
@@ -15,8 +15,6 @@ from seresnext.printable import listed, printable
 
 if TYPE_CHECKING:
     from seresnext.data.readers.photo_choice import PhotoChoice
-
-_LISTED, _ALIKE_LISTED = 10, 5
 
 
 class Reader(Protocol):
@@ -60,17 +58,15 @@ def check_same_classes(train: Reader, val: Reader) -> None:
     """Raise DataError when training and validation do not have the same classes, listing the differences."""
     if train.classes == val.classes:
         return
-    only_train = sorted(set(train.classes) - set(val.classes))
-    only_val = sorted(set(val.classes) - set(train.classes))
-    differences = "; ".join(
-        f"only in {split}: {', '.join(listed(names, _LISTED))}"
+    only_train, only_val = set(train.classes) - set(val.classes), set(val.classes) - set(train.classes)
+    differences = [
+        f"only in {split}: {shown_classes(names)}"
         for split, names in (("training", only_train), ("validation", only_val))
         if names
-    )
+    ]
     raise DataError(
         f"the class folders of training ({len(train.classes)}) and validation ({len(val.classes)}) differ: "
-        f"{differences}; a label would stand for two classes{look_alikes(train.classes, only_val)}. Give validation "
-        "the class folders of training"
+        f"{'; '.join(differences)}; a label would stand for two classes. Give validation the class folders of training"
     )
 
 
@@ -88,19 +84,10 @@ def check_classes(reader: Reader, num_classes: int, root: str) -> None:
     raise DataError(f"{root} has {found} class folders, the recipe {num_classes} classes; {fix}")
 
 
-def look_alikes(here: Iterable[str], there: Iterable[str]) -> str:
-    """Return a clause on names of classes that look alike and differ in Unicode form, spaces or case, or an empty text.
+def shown_classes(names: Iterable[str]) -> str:
+    """Return names of classes for a message, sorted. A name with invisible characters has quotes and escapes.
 
-    The clause shows the names with escapes, because a terminal shows no difference.
+    A terminal shows no difference between two Unicode forms of a letter, or between kinds of spaces.
     """
-    alike = {_appearance(name): name for name in there}
-    pairs = [
-        f"{name!a} and {other!a}" for name in sorted(here) if (other := alike.get(_appearance(name), name)) != name
-    ]
-    return f" (names look alike: {'; '.join(listed(pairs, _ALIKE_LISTED))}; rename one of each)" if pairs else ""
-
-
-def _appearance(name: str) -> str:
-    """Return a name without invisible characters and differences of form, spaces and case."""
-    visible = (each for each in unicodedata.normalize("NFKC", name) if unicodedata.category(each) != "Cf")
-    return unicodedata.normalize("NFKC", " ".join("".join(visible).split()).casefold())
+    shown = [name if name.isprintable() and name == normalize("NFC", name.strip()) else ascii(name) for name in names]
+    return ", ".join(map(printable, listed(sorted(shown)))) or "-"

@@ -18,9 +18,6 @@ from seresnext.progress import progress
 
 _ENDINGS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 _HEAD = 4096  # bytes that show the kind of a file
-# Problems that a message lists. A wrong folder has a thousand of one kind.
-_LISTED = 20
-_KINDS_LISTED = 5
 
 
 class FolderReader(Reader):
@@ -102,7 +99,7 @@ def _scan_split(folder: Path) -> Index:
             names[class_name] = found
             advance(1)
     if problems:
-        raise DataError("\n  ".join([f"{folder} cannot be used:", *listed(problems, _LISTED)]))
+        raise DataError("\n  ".join([f"{folder} cannot be used:", *listed(problems)]))
     return index_by_class(names, (f"skipped files: {counted(others)}",) if others else ())
 
 
@@ -112,7 +109,7 @@ def split_folder(root: Path, split: str) -> Path:
         raise DataError(f"there is no folder {root}; give the folder of train/ and val/ with --data DIR")
     splits, _ = list_names(root)
     if split not in splits:
-        there = f"found {', '.join(splits[:10])}" if splits else "found no folders"
+        there = f"found {', '.join(listed(splits))}" if splits else "found no folders"
         raise DataError(
             f"{root} has no split {split!r} ({there}); a split is a folder such as train/ or val/, "
             "and data.split='{val: 0.2}' divides data without splits"
@@ -178,4 +175,4 @@ def counted(kinds: Counter[tuple[str, str]]) -> str:
     """Return the most frequent kinds, in the same order for any order of files: `2 .mov (a video), 1 .txt (a text)`."""
     most = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{count:,} {printable(ending, 40) or 'without ending'} ({kind})" for (kind, ending), count in most]
-    return ", ".join(listed(parts, _KINDS_LISTED))
+    return ", ".join(listed(parts, 5))

@@ -15,7 +15,8 @@ from seresnext.errors import DataError
 from seresnext.files import open_regular
 
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-_MOST_BYTES = 64 << 20  # A limit against bombs. The kit unpacks to some MiB.
+# Limits against bombs. The kit unpacks to some MiB, and 50,000 numbers of four digits are less than one.
+_MOST_BYTES, _MOST_BYTES_OF_TRUTH = 64 << 20, 1 << 20
 
 
 class ImagenetClass(NamedTuple):
@@ -43,10 +44,11 @@ def read_validation_classes(devkit: Path) -> list[str]:
     found = [
         member
         for member in members(lambda offset, count: content[offset : offset + count], 0, len(content), str(devkit))
-        if member.name.rpartition("/")[2] == _TRUTH
+        if member.name.rpartition("/")[2] == _TRUTH and member.size <= _MOST_BYTES_OF_TRUTH
     ]
     if len(found) != 1:
-        raise DataError(f"{devkit} holds {len(found)} files {_TRUTH}; get ILSVRC2012_devkit_t12.tar.gz")
+        there = f"{len(found)} files {_TRUTH} of at most 1 MiB"
+        raise DataError(f"{devkit} holds {there}, and the kit holds one; get ILSVRC2012_devkit_t12.tar.gz")
     _, offset, size = found[0]
     wordnet_ids = {str(row.ilsvrc_id): row.wordnet_id for row in imagenet_classes()}
     lines = content[offset : offset + size].decode("ascii", "replace").split()

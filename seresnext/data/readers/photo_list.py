@@ -16,8 +16,6 @@ from seresnext.printable import listed, printable
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """The split that a name in a list, or a folder, stands for."""
 
-_LISTED = 20
-
 
 def read_photo_list(file: Path) -> dict[str, tuple[str, str]]:
     """Return class and split of the photos of a list by path, sorted. The split is train if the list gives none.
@@ -45,7 +43,7 @@ def read_photo_list(file: Path) -> dict[str, tuple[str, str]]:
         photos[path] = label, known or ""
     if mistakes:
         heading = f"{file} cannot be used; correct {len(mistakes):,} mistake{'s' * (len(mistakes) > 1)}:"
-        raise DataError("\n  ".join([heading, *listed(mistakes, _LISTED)]))
+        raise DataError("\n  ".join([heading, *listed(mistakes)]))
     if not photos:
         raise DataError(f"{file} lists no photos; write a line with path and label for each photo")
     return dict(sorted(photos.items()))

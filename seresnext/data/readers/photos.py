@@ -27,8 +27,6 @@ from seresnext.printable import as_utf8, listed, printable
 ALL = "all"
 """The name of the split with all photos."""
 
-_LISTED = 10
-
 
 @dataclass(slots=True)
 class _Row:
@@ -73,7 +71,7 @@ class PhotoReader(PathReader):
         super().__init__((row.path for row in chosen), f"{base}/", "restore the file, or start again")
         of = {name: {row.label for row in rows if row.split == name} for name in ("train", "val")}
         if of["val"] and (without := sorted(of["train"] - of["val"])):
-            names = ", ".join(printable(name) for name in listed(without, _LISTED))
+            names = ", ".join(printable(name) for name in listed(without))
             notices.append(f"classes without validation images: {names}")
         self.classes = tuple(sorted(of["train"] | {row.label for row in chosen}))
         places = {label: place for place, label in enumerate(self.classes)}
@@ -143,7 +141,7 @@ def _good_photos(
     if others := Counter((file.kind, file.ending) for file in files.values() if file.kind):
         notices.append(f"skipped files: {counted(others)}")
     if bad := [f"{printable(path)} {file.problem}" for path, file in files.items() if file.problem]:
-        notices.append("\n  ".join([f"unreadable photos are left out ({len(bad):,}):", *listed(bad, _LISTED)]))
+        notices.append("\n  ".join([f"unreadable photos are left out ({len(bad):,}):", *listed(bad)]))
     return {path: file.digest for path, file in files.items() if file.digest}, tuple(bad)
 
 

@@ -20,8 +20,8 @@ from seresnext.data.shards.format import INDEX, MANIFEST, MOST_MANIFEST_BYTES, M
 from seresnext.data.shards.remote import Remote, prefetch_shards
 from seresnext.errors import DataError
 from seresnext.files import open_regular
+from seresnext.paths import is_remote
 from seresnext.progress import warn
-from seresnext.remote import is_remote
 
 _REPAIR = "get the shard again, or run seresnext prepare shards with the same arguments again"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import random
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,25 +17,15 @@ import numpy as np
 from seresnext.data.order import BatchKey
 from seresnext.data.readers.index_cache import kept_in
 from seresnext.data.shards.format import Shard
-from seresnext.errors import DataError, Failure
+from seresnext.errors import DataError
 from seresnext.process.fork import FORK
 from seresnext.process.signals import block_stop_signals, init_worker
-from seresnext.remote import BUGS, Refused, file_system, is_final, reason_of, refuse_secrets
+from seresnext.remote import file_system, refuse_secrets, retry
 
 T = TypeVar("T")
 
-# Attempts of a download. A server that is silent in all of them is reported before `runtime.loader_timeout`, by default
-# 600 seconds, ends the run without the reason.
-ATTEMPTS = 5
-# Longest pause before the second attempt, in seconds. Each later pause may be twice as long.
-FIRST_PAUSE = 1.0
-
 _CHUNK = 8 << 20
 _DOWNLOADS = 4
-
-
-class _Interrupted(Exception):
-    """A failure of the server that another attempt may change. A failure of the disk stays an OSError."""
 
 
 class Remote:
@@ -94,12 +82,16 @@ class Remote:
 
     def _download(self, file: Shard, part: Path) -> None:
         digest = hashlib.sha256()
-        with part.open("wb") as target:
+        with kept_in(self.folder):  # A failure of the disk is no failure of the server.
+            target = part.open("wb")
+        with target:
             for chunk in self._chunks(file.name, file.bytes):
                 digest.update(chunk)
-                target.write(chunk)
+                with kept_in(self.folder):
+                    target.write(chunk)
+                    target.flush()
         if digest.hexdigest() != file.sha256:
-            raise _Interrupted(f"the checksum of {part.stat().st_size} bytes is not the one in the index")
+            raise OSError(f"the checksum of {part.stat().st_size} bytes is not the one in the index")
 
     def _chunks(self, name: str, most: int) -> Iterator[bytes]:
         """Yield the contents of a file, in order, until more than `most` bytes were read."""
@@ -107,31 +99,14 @@ class Remote:
         # fsspec does not request the size first. fsspec would report each failure of that request as a missing file.
         as_stream = {"block_size": 0, "size": 1} if self._scheme in ("http", "https") else {"cache_type": "none"}
         count = 0
-        try:
-            with file_system(self._scheme).open(self.url + name, "rb", **as_stream) as file:
-                while count <= most and (chunk := file.read(_CHUNK)):
-                    yield chunk
-                    count += len(chunk)
-        except (Failure, *BUGS):
-            raise
-        except Exception as error:
-            if not is_final(error):
-                raise _Interrupted(reason_of(error)) from None
-            fix = "" if isinstance(error, Refused) else "; check data.root and the credentials"
-            raise DataError(f"{self.url}{name} cannot be read: {reason_of(error)}{fix}") from None
+        with file_system(self._scheme).open(self.url + name, "rb", **as_stream) as file:
+            while count <= most and (chunk := file.read(_CHUNK)):
+                yield chunk
+                count += len(chunk)
 
-    def _retry(self, name: str, attempt: Callable[[], T]) -> T:
-        number = 0
-        while True:
-            number += 1
-            try:
-                return attempt()
-            except _Interrupted as error:
-                if number == ATTEMPTS:
-                    problem = f"{self.url}{name} cannot be read, in {number} attempts: {error}"
-                    raise DataError(f"{problem}; check the server") from None
-            # Random pauses, because a failure usually hits many processes at once.
-            time.sleep(FIRST_PAUSE * 2 ** (number - 1) * (0.5 + 0.5 * random.random()))
+    def _retry(self, name: str, action: Callable[[], T]) -> T:
+        final, other = (DataError, "check data.root and the credentials"), (DataError, "check the server")
+        return retry(action, f"{self.url}{name} cannot be read", final, other)
 
 
 def _sha256_of(path: Path) -> str:

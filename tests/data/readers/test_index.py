@@ -134,9 +134,3 @@ def test_the_columns_of_sorted_images():
     assert (columns.classes, columns.notices) == (("a", "b"), ("notice",))
     assert columns.label.tolist() == [0, 1, 1]
     assert (columns.names.tobytes(), columns.name_ends.tolist()) == (b"1.jpg2.jpg\xff.jpg", [5, 10, 15])
-
-
-def test_contents_can_be_partly_empty(path: Path):
-    said = replace(contents(), names=np.empty(0, np.uint8), name_ends=np.empty(0, np.uint8))
-    write_index(path, said)
-    assert_same(Index.open(path), said)

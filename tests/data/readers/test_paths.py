@@ -89,11 +89,3 @@ def test_the_reader_gives_names_and_bytes(here):
     for index in (1, 3, 4, 5, 6):
         with pytest.raises(DataError, match=r"cannot be read: .*; correct the path"):
             reader.read(index)
-
-
-def test_a_million_paths_take_the_memory_of_their_bytes():
-    reader = PathReader(f"photos/{number:07}.jpg" for number in range(1_000_000))
-    assert len(reader) == 1_000_000
-    assert reader.name(999_999) == "photos/0999999.jpg"
-    sizes = [len(reader._joined), reader._ends.nbytes, reader.labels.nbytes]
-    assert sum(sizes) < 30_000_000

@@ -74,7 +74,7 @@ def test_a_stored_choice_returns():
     [
         {"val_share": 2.0}, {"val_share": "0.2"}, {"seed": -1}, {"seed": True}, {"ignore": [1]}, {"ignore": "x"},
         {"ignore": ["x"] * 1001}, {"class_map": {"a": 1}}, {"excluded": None}, {"more": 1},
-        {"kept": {"00": "test"}},
+        {"kept": {"00": "test"}}, {"max_pixels": 0}, {"max_pixels": 10**9},
     ],
 )  # fmt: skip
 def test_a_choice_that_no_run_writes_is_refused(change):

@@ -8,7 +8,6 @@ import io
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from photographs import make, names, photo
 
@@ -47,56 +46,27 @@ def test_a_layout_with_splits_reads_as_with_the_folder_reader(root, cache):
         assert [ours.read(i) for i in range(6)] == [theirs.read(i) for i in range(6)]
 
 
-@pytest.mark.parametrize("word", ["valid", "validation"])
-def test_other_words_mean_val_and_test_is_apart(root, cache, word):
-    make(root, "train/a/1.jpg", f"{word}/a/2.jpg", "test/a/3.jpg")
-    assert names(root, "train", cache, val_share=0.5) == ["train/a/1.jpg"]
-    for name in ("val", word):
-        assert names(root, name, cache, val_share=0.5) == [f"{word}/a/2.jpg"]
-    assert names(root, "test", cache) == ["test/a/3.jpg"]
-    assert len(names(root, "all", cache)) == 3
-
-
-def test_names_of_splits_in_capitals_are_no_classes(root, cache):
-    make(root, "Train/a/1.jpg", "Train/b/2.jpg", "VALID/a/3.jpg", "Test/b/4.jpg")
-    train = PhotoReader(root, "train", PhotoChoice(val_share=0.5), cache)
-    assert (train.classes, len(train)) == (("a", "b"), 2)
-    assert names(root, "val", cache) == ["VALID/a/3.jpg"]
-    assert names(root, "test", cache) == ["Test/b/4.jpg"]
-    other = make(root.parent / "other", "one/a/1.jpg", "two/a/2.jpg", "valid/a/3.jpg")
-    assert names(other, "one", cache) == ["one/a/1.jpg"]  # A split of any name, as in data.train_split.
-
-
-def test_val_counts_and_valid_beside_val_does_not(root, cache):
-    make(root, "train/a/1.jpg", "val/a/2.jpg", "valid/a/3.jpg", "train/loose.jpg")
-    assert names(root, "val", cache) == ["val/a/2.jpg"]
-    assert PhotoReader(root, "train", cache=cache).classes == ("a",)
-    assert "photos outside of splits are left out (1), such as valid/a/3.jpg" in notices(root, cache)
-
-
-def test_the_class_is_the_first_folder_and_deeper_folders_do_not_count(root, cache):
-    make(root, "a/x/y/1.jpg", "a/2.jpg", "train/3.jpg", "test/4.jpg")  # Here train and test are classes.
-    reader = PhotoReader(root, "all", cache=cache)
-    assert reader.classes == ("a", "test", "train")
-    assert reader.labels.tolist() == [0, 0, 1, 2]
-    make(root / "divided", "train/a/deep/1.jpg", "val/a/2.jpg")
-    assert PhotoReader(root / "divided", "train", cache=cache).classes == ("a",)
-
-
-def test_loose_and_hidden_photos_are_left_out(root, cache):
-    make(root, "a/1.jpg", "b/2.jpg", "loose.jpg", "a/._1.jpg", ".hidden/3.jpg")
-    assert names(root, "all", cache) == ["a/1.jpg", "b/2.jpg"]
-    assert "photos outside of class folders are left out (1), such as loose.jpg" in notices(root, cache)
-    make(root / "flat", "1.jpg")
-    with pytest.raises(DataError, match=r"has no photos in class folders; give a folder with a folder for each class"):
-        PhotoReader(root / "flat", "train", cache=cache)
-
-
-def test_a_loop_of_links_ends(root, cache):
-    make(root, "a/1.jpg", "b/2.jpg")
-    (root / "a" / "up").symlink_to(root)
-    (root / "a" / "b").symlink_to(root / "b")
-    assert names(root, "all", cache) == ["a/1.jpg", "a/b/2.jpg", "b/2.jpg"]
+@pytest.mark.parametrize(
+    ("files", "found", "classes", "notice"),
+    [
+        ("train/a/1 valid/a/2 test/a/3", {"train": [0], "val": [1], "valid": [1], "test": [2]}, "a", ""),
+        ("train/a/1 validation/a/2 test/a/3", {"train": [0], "val": [1], "validation": [1], "all": [0, 1, 2]}, "a", ""),
+        ("Train/a/1 Train/b/2 VALID/a/3 Test/b/4", {"train": [0, 1], "val": [2], "test": [3]}, "a b", ""),
+        ("one/a/1 two/a/2 valid/a/3", {"one": [0]}, "a", ""),  # A split of any name, as in data.train_split.
+        ("train/a/1 val/a/2 valid/a/3 train/4", {"train": [0], "val": [1]}, "a", "splits are left out (1)"),
+        ("train/a/deep/1 val/a/2", {"train": [0], "val": [1]}, "a", ""),
+        ("a/x/y/1 a/2 train/3 test/4", {"all": [0, 1, 2, 3]}, "a test train", ""),  # Here train and test are classes.
+        ("a/1 b/2 loose a/._1 .hidden/3", {"all": [0, 1]}, "a b", "class folders are left out (1), such as loose"),
+    ],
+)
+def test_folders_are_splits_and_classes(root, cache, files, found, classes, notice):
+    files = files.split()
+    make(root, *files)
+    for split, numbers in found.items():
+        reader = PhotoReader(root, split, PhotoChoice(val_share=0.5), cache)
+        assert {reader.name(index) for index in range(len(reader))} == {files[number] for number in numbers}
+        assert reader.classes == tuple(classes.split())
+        assert f"photos outside of {notice}" in "\n".join(reader.notices) or not notice
 
 
 # ------------------------------------------------------------------------------------------------ division
@@ -118,13 +88,6 @@ def test_the_hash_of_seed_and_content_decides(root, cache, seed):
         found = set(names(root, split, cache, val_share=0.2, seed=seed))
         assert found == {name for name in MANY if oracle((root / name).read_bytes(), seed, 0.2) == split}
     assert sorted(names(root, "all", cache, val_share=0.2, seed=seed)) == MANY
-
-
-def test_the_share_holds_and_seeds_differ(root, cache):
-    make(root, *(f"a/{number}.jpg" for number in range(400)))
-    picks = [set(names(root, "val", cache, val_share=0.25, seed=seed)) for seed in (0, 1)]
-    assert all(abs(len(pick) - 100) < 4 * (400 * 0.25 * 0.75) ** 0.5 for pick in picks)
-    assert len(picks[0] & picks[1]) < 60  # 25 are expected, all for the same pick.
 
 
 def test_photos_that_are_added_or_renamed_move_no_others(root, cache):
@@ -181,18 +144,20 @@ def test_data_with_validation_photos_is_not_divided(root, cache):
     assert not any(name.startswith("test") for name in names(root, "val", cache, val_share=0.5))
 
 
-def test_a_split_that_is_missing_is_an_error_with_the_fix(root, cache):
+@pytest.mark.parametrize(
+    ("place", "split", "share", "message"),
+    [
+        ("", "val", None, r"no photos of the split val \(found 2 train\); add photos of val, or set data"),
+        ("", "test", None, r"no photos of the split test \(found 2 train\); name another split"),
+        ("", "val", 0.5, r"no photos of the split val \(found 2 train\); add photos"),
+        ("a", "train", None, "has no photos in class folders; give a folder with a folder for each class"),
+        ("none", "val", None, "there is no folder"),
+    ],
+)
+def test_a_split_that_is_missing_is_an_error_with_the_fix(root, cache, place, split, share, message):
     make(root, "a/1.jpg", "b/1.jpg")
-    with pytest.raises(
-        DataError, match=r"no photos of the split val \(found 2 train\); add photos of val, or set data"
-    ):
-        PhotoReader(root, "val", cache=cache)
-    with pytest.raises(DataError, match=r"no photos of the split test \(found 2 train\); name another split"):
-        PhotoReader(root, "test", cache=cache)
-    with pytest.raises(DataError, match=r"no photos of the split val \(found 2 train\); add photos"):
-        PhotoReader(root, "val", PhotoChoice(val_share=0.5), cache)
-    with pytest.raises(DataError, match="there is no folder"):
-        PhotoReader(root / "none", "val", cache=cache)
+    with pytest.raises(DataError, match=message):
+        PhotoReader(root / place, split, PhotoChoice(val_share=share), cache)
 
 
 # ------------------------------------------------------------------------------------------------ choice
@@ -258,23 +223,6 @@ def test_unreadable_photos_are_named_and_other_files_are_counted(root, cache):
         assert lines[2] == "b/\\x1b[2J.jpg is an HTML page, no image"
 
 
-def test_a_file_that_vanishes_is_named_at_the_read(root, cache):
-    make(root, "a/1.jpg", "b/2.jpg")
-    reader = PhotoReader(root, "all", cache=cache)
-    (root / "a" / "1.jpg").unlink()
-    with pytest.raises(DataError, match=r"a/1.jpg cannot be read: No such file or directory; restore the file"):
-        reader.read(0)
-    assert names(root, "all", cache) == ["b/2.jpg"]
-
-
-def test_a_reader_holds_no_object_per_photo(root, cache):
-    make(root, *MANY)
-    reader = PhotoReader(root, "all", cache=cache)
-    kept = [value for value in vars(reader).values() if isinstance(value, list | tuple | dict)]
-    assert max(map(len, kept)) == 2
-    assert isinstance(reader.labels, np.ndarray)
-
-
 def test_the_table_of_splits(root, cache):
     make(root, 'a/"1",x.jpg', "a/\udcff.jpg", "b/3.jpg", "b/4.jpg")
     train, val = (PhotoReader(root, split, PhotoChoice(val_share=1e-9), cache) for split in ("train", "val"))
@@ -302,6 +250,9 @@ def test_a_list_gives_paths_classes_and_splits(root, cache, monkeypatch):
     assert test.read(0) == (root / "4.jpg").read_bytes()
     monkeypatch.chdir("/")
     assert names(root / "list.csv", "test", cache) == [f"{root}/4.jpg"]
+    (root / "x" / "2.jpg").unlink()
+    with pytest.raises(DataError, match=r"x/2.jpg cannot be read: No such file or directory; restore the file"):
+        val.read(0)
 
 
 def test_a_list_without_splits_is_divided_like_folders(root, cache):

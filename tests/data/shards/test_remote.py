@@ -12,6 +12,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from conftest import until
 from shard_folders import (
     NAMES,
     PER_SHARD,
@@ -26,11 +27,12 @@ from shard_folders import (
 )
 from stand_in_s3 import stand_in_s3
 
+from seresnext import remote
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.order import Order, block_shuffle
-from seresnext.data.shards import remote
 from seresnext.data.shards.format import MANIFEST
 from seresnext.data.shards.reader import ShardReader
+from seresnext.data.shards.remote import in_order_of_need
 from seresnext.errors import DataError, Failure
 from seresnext.process.fork import FORK
 
@@ -210,13 +212,6 @@ def test_processes_share_a_cache(shard_root: Path, server: Server, tmp_path: Pat
 # ------------------------------------------------------------------------------------------------ ahead of use
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_the_process_ends_with_the_block(server: Server, tmp_path: Path):
     opened = open_remote(server, tmp_path)
     server.seconds = 5
@@ -245,7 +240,7 @@ def test_shards_are_downloaded_in_the_order_of_need(server: Server, tmp_path: Pa
     wanted = [int(reader.shard_ids[order.micro_batch(step, 0).indices[0]]) for step in range(start, 20)]
     assert wanted[:4] != sorted(wanted[:4])
     keys = train_keys(order, range(1), start, 20)
-    assert list(remote.in_order_of_need(reader.shard_ids, keys)) == list(dict.fromkeys(wanted))
+    assert list(in_order_of_need(reader.shard_ids, keys)) == list(dict.fromkeys(wanted))
     assert next(keys).step < 19  # The rest of a long run is not looked at.
 
 
