@@ -197,7 +197,7 @@ def measure_loader(recipe: Recipe, reader: Reader, world: World) -> Spread:
     blocks = block_shuffle(reader.shard_ids, shards) if shards and reader.shard_ids is not None else None
     order = Order(len(reader), micro * world.size, micro, recipe.runtime.seed, blocks=blocks)
     own = range(world.rank, world.rank + 1)
-    source, keys = pipeline.train_source(recipe, reader), train_keys(order, own, 0, 10**9)
+    source, keys = pipeline.batch_source(recipe, reader, training=True), train_keys(order, own, 0, 10**9)
     with (
         reader.prefetch(keys) as keys,
         open_batches(source, keys, workers=workers, timeout=60, pin_memory=on_gpu) as batches,

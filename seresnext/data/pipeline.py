@@ -64,11 +64,14 @@ def build_order(recipe: Recipe, reader: Reader) -> Order:
     return Order(len(reader), batch.global_size, batch.micro_size, recipe.runtime.seed, repeats, blocks, labels)
 
 
-def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
-    """Return the source of training batches."""
-    data, augment = recipe.data, recipe.augment
+def batch_source(recipe: Recipe, reader: Reader, *, training: bool) -> BatchSource:
+    """Return the source of training or of validation batches."""
+    data, augment, evaluation = recipe.data, recipe.augment, recipe.evaluation
     if data.format == "synthetic":
         return SyntheticImages(reader, data.image_size, recipe.model.in_channels, recipe.runtime.seed)
+    if not training:
+        transform = ResizeCenterCrop(data.image_size, evaluation.crop_pct, evaluation.interpolation)
+        return EvaluationImages(reader, transform, decoding=Decoding.of(data))
     return TrainImages(
         reader,
         RandomResizedCrop(data.image_size, augment.crop_scale, augment.crop_ratio, augment.flip, augment.interpolation),
@@ -78,15 +81,6 @@ def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
         erasing=augment.erasing,
         substitutes=data.on_error == "substitute",
     )
-
-
-def validation_source(recipe: Recipe, reader: Reader) -> BatchSource:
-    """Return the source of validation batches."""
-    data = recipe.data
-    if data.format == "synthetic":
-        return SyntheticImages(reader, data.image_size, recipe.model.in_channels, recipe.runtime.seed)
-    transform = ResizeCenterCrop(data.image_size, recipe.evaluation.crop_pct, recipe.evaluation.interpolation)
-    return EvaluationImages(reader, transform, decoding=Decoding.of(data))
 
 
 @contextmanager
@@ -103,7 +97,7 @@ def device_batches(
 
     Training batches are also erased, and prepared by compiled code if the recipe compiles.
     """
-    source = train_source(recipe, reader) if training else validation_source(recipe, reader)
+    source = batch_source(recipe, reader, training=training)
     data, runtime = recipe.data, recipe.runtime
     on_gpu = world.device.type == "cuda"
     with (
