@@ -27,13 +27,6 @@ def test_an_epoch_shows_no_image_twice_and_leaves_out_another_remainder_each_tim
     assert len(remainders) == 4
 
 
-def test_an_epoch_without_remainder_is_a_permutation_of_the_seed():
-    order, other = (Order(num_images=60, global_size=20, micro_size=10, seed=seed) for seed in (0, 1))
-    assert sorted(epoch_of(order, 2).tolist()) == list(range(60))
-    epochs = [epoch_of(order, 1), epoch_of(order, 2), epoch_of(other, 2), np.arange(60)]
-    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 4
-
-
 def test_images_are_slices_of_the_permutation_at_the_address_in_any_order_of_steps():
     order = Order(num_images=50, global_size=8, micro_size=4, seed=7)
     for step, replica in [(0, 0), (5, 1), (6, 0), (29, 1), (0, 0), (13, 1), (5, 0)]:

@@ -275,20 +275,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
-def test_a_bucket_gives_what_the_folder_holds(s3: Path, tmp_path: Path):
+def test_a_bucket_gives_what_the_folder_holds_and_the_cache_is_named_by_contents(
+    s3: Path, server: Server, tmp_path: Path
+):
     reader = ShardReader("s3://bucket/some/prefix", "train", tmp_path)
     local = ShardReader(str(s3), "train")
     assert read_all(reader) == read_all(local)
     assert reader.fingerprint == local.fingerprint
     assert len(copies(tmp_path)) == SHARDS
+    assert read_all(ShardReader(server.url, "train", tmp_path)) == read_all(local)
+    assert downloads(server) == [0] * SHARDS
 
 
 def test_a_file_missing_in_a_bucket_is_reported(s3: Path, tmp_path: Path):
     with pytest.raises(DataError, match=r"s3://bucket/other/train/index\.json cannot be read: there is no such file"):
         ShardReader("s3://bucket/other", "train", tmp_path)
-
-
-def test_the_cache_is_named_by_contents(s3: Path, server: Server, tmp_path: Path):
-    read_all(ShardReader("s3://bucket/some/prefix", "train", tmp_path))
-    read_all(ShardReader(server.url, "train", tmp_path))
-    assert downloads(server) == [0] * SHARDS
