@@ -18,7 +18,7 @@ from seresnext.data.batches import Batch, BatchSource, EvaluationImages, TrainIm
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.loading.loader import open_batches
 from seresnext.data.loading.prefetch import DeviceBatch, prefetch
-from seresnext.data.order import BatchKey, Order, block_shuffle
+from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
 from seresnext.data.substitute import BadImageCounter
 from seresnext.data.synthetic import SyntheticImages
@@ -55,13 +55,16 @@ def describe_data(train: Reader, val: Reader) -> dict[str, Any]:
 
 def build_order(recipe: Recipe, reader: Reader) -> Order:
     """Return the order of the training images. Raises DataError when there are too few images for one step."""
-    blocks = None
-    if recipe.data.shuffle_shards is not None:
-        assert reader.shard_ids is not None
-        blocks = block_shuffle(reader.shard_ids, recipe.data.shuffle_shards)
-    batch, repeats = recipe.batch, recipe.augment.repeats
-    labels = reader.labels if recipe.data.sampling == "balanced" else None
-    return Order(len(reader), batch.global_size, batch.micro_size, recipe.runtime.seed, repeats, blocks, labels)
+    return Order(
+        len(reader),
+        recipe.batch.global_size,
+        recipe.batch.micro_size,
+        recipe.runtime.seed,
+        recipe.augment.repeats,
+        reader.labels if recipe.data.sampling == "balanced" else None,
+        reader.shard_ids,
+        recipe.data.shuffle_shards,
+    )
 
 
 def batch_source(recipe: Recipe, reader: Reader, *, training: bool) -> BatchSource:

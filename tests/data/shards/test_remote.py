@@ -29,7 +29,7 @@ from stand_in_s3 import stand_in_s3
 
 from seresnext import remote
 from seresnext.data.loading.loader import evaluation_keys, train_keys
-from seresnext.data.order import Order, block_shuffle
+from seresnext.data.order import Order
 from seresnext.data.shards.format import MANIFEST
 from seresnext.data.shards.reader import ShardReader
 from seresnext.data.shards.remote import in_order_of_need
@@ -236,7 +236,7 @@ def test_shards_come_without_being_read_and_a_server_that_fails_leaves_the_messa
 def test_shards_are_downloaded_in_the_order_of_need(server: Server, tmp_path: Path, start: int):
     """A step reads one shard; an epoch has four steps."""
     reader = open_remote(server, tmp_path)
-    order = Order(24, 6, 6, seed=1, blocks=block_shuffle(reader.shard_ids, 1))
+    order = Order(24, 6, 6, seed=1, shard_ids=reader.shard_ids, shards_per_block=1)
     wanted = [int(reader.shard_ids[order.micro_batch(step, 0).indices[0]]) for step in range(start, 20)]
     assert wanted[:4] != sorted(wanted[:4])
     keys = train_keys(order, range(1), start, 20)
