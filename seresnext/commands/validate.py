@@ -30,13 +30,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.epilog = """examples:
-  seresnext validate --checkpoint runs/first/checkpoints/best.safetensors
-  seresnext validate --checkpoint seresnext50 --data /path/to/imagenet --json result.json
-  seresnext validate --checkpoint runs/first --table first.parquet --image-size 288 --crop-pct 1.0
-
-`python validate.py` is the same command. docs/evaluation.md describes the result, docs/recipe.md the recipe that a
-checkpoint has in it."""
+    parser.epilog = "`python validate.py` is the same command. docs/evaluation.md has examples and the results."
     add = parser.add_argument
     files = "checkpoints, run folders, published .pth files, names of models, or hf-hub:ORG/NAME"
     add("--checkpoint", required=True, type=path_argument, nargs="+", action="extend", metavar="FILE", help=files)

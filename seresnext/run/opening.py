@@ -23,8 +23,7 @@ from seresnext.distributed import World
 from seresnext.errors import DataError, Failure, RecipeError, UsageError
 from seresnext.models import PUBLISHED, first_weights
 from seresnext.printable import listed, printable
-from seresnext.recipe.batch_sizes import fitting_batch, in_words
-from seresnext.recipe.check import check_lengths, check_world
+from seresnext.recipe.check import check_lengths, check_world, fitting_batch, in_words
 from seresnext.recipe.explain import near_miss
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 from seresnext.run.folder import is_same
