@@ -242,7 +242,6 @@ class Trainer:
                 if not recalibrate(model, batches, world=self.world, precision=precision, stop_requested=is_stopping):
                     self._stopping = True
                     return
-        self.bad_images.share()
 
     def _stop_requested(self) -> bool:
         return self.stop.requested or self._stopping
