@@ -6,7 +6,6 @@ never from an address, and no message shows them.
 
 from __future__ import annotations
 
-import errno
 import random
 import re
 import time
@@ -34,7 +33,6 @@ PACKAGES = {"file": (), "s3": ("s3fs",), "gs": ("gcsfs",), "http": ("aiohttp",),
 
 _CONNECT_SECONDS, _SILENT_SECONDS = 30, 60
 _FINAL_ANSWERS = (400, 401, 403, 404, 410)
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class Refused(Exception):
@@ -88,9 +86,10 @@ def file_system(scheme: str) -> Any:
 def retry(
     action: Callable[[], T], problem: str, final: tuple[type[Failure], str], other: tuple[type[Failure], str]
 ) -> T:
-    """Return the result of an action, tried several times. Errors of this machine's disk and Refused pass through.
+    """Return the result of an action, tried several times.
 
     After a `final` failure, or after the last attempt, raises the given error with the problem, the reason and the fix.
+    Refused and Failure are raised at once, unchanged.
     """
     number = 0
     while True:
@@ -100,8 +99,6 @@ def retry(
         except (Refused, Failure, *BUGS):
             raise
         except Exception as error:
-            if getattr(error, "errno", None) in _DISK_ERRORS:
-                raise
             if is_final(error):
                 raise final[0](f"{problem}: {reason_of(error)}; {final[1]}") from None
             if number == ATTEMPTS:

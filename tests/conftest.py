@@ -79,6 +79,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Wait until `condition()` holds. Fail after some seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def needs(is_there: bool, reason: str) -> pytest.MarkDecorator:
     """Return a mark that skips a test on a machine that cannot run the test. In CI the test runs, and fails."""
     return pytest.mark.skipif(not is_there and not in_ci(), reason=reason)
@@ -197,6 +205,14 @@ class Command:
 
     def _fail(self, problem: str) -> NoReturn:
         pytest.fail(f"{' '.join(self._argv)}: {problem}:\n{self.output}")
+
+
+def command(*words: object) -> int:
+    """Run a command of `seresnext` in this process, and return the exit code."""
+    from seresnext.cli import main
+    from seresnext.process.stop_request import StopRequest
+
+    return main([*map(str, words)], StopRequest())
 
 
 StartCommand = Callable[..., Command]

@@ -12,8 +12,8 @@ from seresnext.checkpoint.mirror_files import MirrorFiles, Owner, Upload
 RUN, OTHER = "a" * 32, "b" * 32
 
 
-def save(folder: Path, step: int, value: float | None = None) -> Path:
-    tensors = {"model.weight": torch.full((1000,), float(step) if value is None else value)}
+def save(folder: Path, step: int) -> Path:
+    tensors = {"model.weight": torch.full((1000,), float(step))}
     return store.commit(folder, step, tensors, {"format": "seresnext-2", "step": str(step)})
 
 
@@ -22,10 +22,10 @@ def own(address: str, run: str = RUN, step: int = 0) -> tuple[MirrorFiles, Owner
     return files, files.claim(run, step, lambda before: None)
 
 
-def add(files: MirrorFiles, owner: Owner, number: int, path: Path, metrics: Path = Path("none")) -> Upload:
+def add(files: MirrorFiles, owner: Owner, number: int, path: Path, folder: Path = Path("none")) -> Upload:
     """Upload a checkpoint, and return the entry that the mirror should list."""
     upload = Upload(int(store.verify(path)["step"]), owner.number, number)
-    files.upload(owner, upload, path, metrics)
+    files.upload(owner, upload, path, folder)
     return upload
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from seresnext.arguments import Parser, count_argument, quality_argument
 from seresnext.errors import UsageError
-from seresnext.files import check_output_file
 from seresnext.paths import path_argument
 
 
@@ -49,11 +48,7 @@ def imagenet(options: Namespace) -> None:
 
 
 def shards_arguments(parser: Parser) -> None:
-    parser.epilog = """examples:
-  seresnext prepare shards DATA --output DIR --short-side 256 --quality 90
-  seresnext prepare shards --index FOLDER --classes FILE      (shards of another tool)
-
-The same command again continues after a stop. docs/shards.md describes shards."""
+    parser.epilog = "The same command again continues after a stop. docs/shards.md has examples."
     add = parser.add_argument
     add("data", nargs="?", type=path_argument, metavar="DATA", help="an image folder, or ImageNet's archives")
     add("--output", type=path_argument, metavar="DIR", help="the folder of the shards")
@@ -89,8 +84,6 @@ def shards(options: Namespace) -> None:
             raise UsageError("--index needs --classes FILE")
     elif not options.data or not options.output:
         raise UsageError("DATA or --output is missing; give DATA and --output DIR")
-    else:
-        check_output_file(options.output / "part", "--output")
     if options.short_side and options.quality is None:
         options.quality = 90
     if options.background and options.quality is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from unittest.mock import Mock
 
 import pytest
 
@@ -67,14 +68,10 @@ def test_a_folder_that_does_not_exist_yet_and_one_that_cannot_be_written(small, 
     assert [(finding.name, finding.verdict) for finding in found] == [("space", "ok"), ("writing", "ok")]
     assert str(tmp_path) in found[0].measured
     assert list(tmp_path.iterdir()) == []
-
-    def refuse(*_, **__):
-        raise OSError(30, "Read-only file system")
-
     (tmp_path / "file").touch()
     (finding,) = check_disk(recipe, plan, speeds, tmp_path / "file" / "run")
     assert (finding.verdict, "Not a directory" in finding.measured) == ("failure", True)
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", Mock(side_effect=OSError(30, "Read-only file system")))
     (finding,) = check_disk(recipe, plan, speeds, tmp_path)
     assert (finding.verdict, "Read-only" in finding.measured) == ("failure", True)
 

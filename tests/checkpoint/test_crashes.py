@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from conftest import in_ci, needs
@@ -31,11 +32,7 @@ COMMIT = store.commit
 def links(request, monkeypatch) -> bool:
     """A file system with hard links, and a file system without."""
     if request.param == "copies":
-
-        def no_links(*_, **__):
-            raise PermissionError(1, "no links here")
-
-        monkeypatch.setattr(os, "link", no_links)
+        monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError))
     return request.param == "links"
 
 

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from conftest import until
 from mirrors import OTHER, RUN, add, content, own, save
 
 from seresnext.checkpoint import mirror as mirror_module
@@ -69,21 +71,16 @@ def make(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
         one.close()
 
 
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 # ------------------------------------------------------------------------------------------------ the run of an address
 
 
-def test_the_run_of_a_folder_keeps_its_address(make):
+def test_the_run_of_a_folder_keeps_its_id(make, place: str):
     run = json.loads((make().start()._folder / "mirror.json").read_text())["run"]
     make().start(step=3)
     owner = make("fresh").start(step=3)._owner  # A fresh folder adopts the run.
     assert (owner.number, owner.run, owner.starts) == (3, run, [[1, 0], [2, 3], [3, 3]])
+    owner = make(address=f"{place}2").start(step=5)._owner  # The run takes the id along to another address.
+    assert (owner.run, owner.starts) == (run, [[1, 5]])
 
 
 def test_another_run_is_refused_unless_it_starts_over(make, tmp_path: Path):
@@ -108,30 +105,20 @@ def test_a_run_that_came_since_the_look_is_refused(make, place: str):
         mirror.claim(0, None)
 
 
-def test_a_run_takes_its_id_along_to_another_address(make, tmp_path: Path):
-    first = make().start()
-    second = make(address=str(tmp_path / "second")).start(step=5)
-    assert (second._owner.run, second._owner.starts) == (first._owner.run, [[1, 5]])
-
-
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
         (OSError("reset by s3://x"), Failure, "cannot be used, in 5 attempts: reset by .*checkpoint.mirror=null"),
+        (OSError(28, "No space left on device"), Failure, "cannot be used, in 5 attempts: .*No space left on device"),
         (PermissionError("denied"), UsageError, "cannot be used: denied; check the address and the credentials"),
     ],
 )
 def test_a_store_that_cannot_be_reached_at_the_start(make, monkeypatch, answer: Exception, error, message: str):
-    tried = []
-
-    def fail(self: MirrorFiles) -> None:
-        tried.append(1)
-        raise answer
-
-    monkeypatch.setattr(MirrorFiles, "newest_owner", fail)
+    newest_owner = Mock(side_effect=answer)
+    monkeypatch.setattr(MirrorFiles, "newest_owner", newest_owner)
     with pytest.raises(error, match=message):
         make().start()
-    assert len(tried) == (5 if error is Failure else 1)
+    assert newest_owner.call_count == (5 if error is Failure else 1)
 
 
 # ------------------------------------------------------------------------------------------------ fetching
@@ -141,12 +128,12 @@ def test_a_store_that_cannot_be_reached_at_the_start(make, monkeypatch, answer: 
 def filled(tmp_path: Path, place: str) -> dict[int, Path]:
     """A mirror with the checkpoints of three steps, and the local files by step."""
     files, owner = own(place)
-    (tmp_path / "metrics").write_text("one line\n")
+    (tmp_path / "metrics.jsonl").write_text("one line\n")
     (tmp_path / "trackers").mkdir()
     (tmp_path / "trackers" / "mlflow.json").write_text('{"id": "abc", "sent": 9}')
     paths = {step: save(tmp_path / "there", step) for step in (10, 20, 30)}
     for number, path in enumerate(paths.values(), 1):
-        add(files, owner, number, path, tmp_path / "metrics")
+        add(files, owner, number, path, tmp_path)
     return paths
 
 
