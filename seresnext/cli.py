@@ -7,6 +7,7 @@ and checks that need no torch come first: arguments, recipe, missing data.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import traceback
 from argparse import Namespace
@@ -140,7 +141,8 @@ def _run_ranks(name: str, command: Command, arguments: Sequence[str], stop: Stop
     except Failure as failure:
         print_failure(failure, has_world, is_stopping=lambda: stop.has_come)
         folder = command.recorded_run(options)
-        if folder and folder.is_dir() and not failure.is_recorded and is_first_rank():
+        # os.path.isdir raises nothing.
+        if folder and os.path.isdir(folder) and not failure.is_recorded and is_first_rank():  # noqa: PTH112
             with suppress(ImportError):  # This Python may lack torch.
                 from seresnext.run.folder import record_refusal
 

@@ -3,6 +3,7 @@
 The images of the model are the logits.
 """
 
+import io
 import math
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -86,7 +87,7 @@ class Saver:
 class RunLogger:
     def __init__(self, log):
         self._log, self.console = log, SimpleNamespace(bar=self._bar)
-        self.events, self.texts, self.bars, self.advanced = [], [], [], 0
+        self.events, self.texts, self.bars = [], [], []
 
     def write(self, event, seconds_left=None, text=None, only_log=False):
         if event.get("kind") in ("data_starvation", "throughput_drop"):
@@ -99,17 +100,9 @@ class RunLogger:
         self._log.append(("draw", 0))
         return batches
 
-    @contextmanager
-    def training(self, step, total):
-        self.bars.append(("train", step, total))
-        yield
-
-    def advance(self):
-        self.advanced += 1
-
-    def _bar(self, label, total):
-        self.bars.append((label, total))
-        return ProgressBar(disable=True)
+    def _bar(self, label, total, done=0):
+        self.bars.append((label, done, total))
+        return ProgressBar(initial=done, file=io.StringIO())
 
 
 class Logits(nn.Module):

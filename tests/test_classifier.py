@@ -87,12 +87,6 @@ def test_every_kind_of_image_gives_timms_probabilities(classifier, oracle, pixel
     assert [len(classifier.predict(batch)) for batch in batches] == [2, 2, 0]
 
 
-def test_16_bit_gray_keeps_the_high_byte(classifier, pixels):
-    gray = pixels[..., 0]
-    deep = Image.fromarray(gray.astype(np.uint16) * 256 + 7)
-    assert classifier.predict(deep) == classifier.predict(Image.fromarray(gray))
-
-
 def test_more_images_than_a_batch(classifier, pixels):
     alone = classifier.features(pixels)
     many = classifier.features([pixels] * 33)

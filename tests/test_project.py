@@ -88,6 +88,7 @@ TESTED_ELSEWHERE = {
     "run/validate.py": "runs/test_validation.py",
     "models/preprocessing.py": "models/test_pretrained.py",
     "models/blocks.py": "models/test_senet.py",
+    "models/timm_names.py": "models/test_pretrained.py",
     "weights/opening.py": "weights/test_torchfile.py",
 }
 

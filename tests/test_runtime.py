@@ -25,38 +25,32 @@ GPU = torch.device("cuda")
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize(
     ("name", "product"),
     [("fp64", torch.float64), ("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
 )
-def test_formats(name, product):
+def test_formats_and_layouts(name, product, channels_last):
     weights = torch.float64 if name == "fp64" else torch.float32
     precision = PRECISIONS[name]
-    model = precision.apply_to(nn.Conv2d(3, 4, 3), CPU, channels_last=True)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    assert precision.apply_to(model, CPU, channels_last) is model
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+    assert {p.dtype for p in model.parameters()} == {weights}
+    assert model[1].num_batches_tracked.dtype == torch.int64
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[key].to(tensor.dtype)), key
     images = torch.randn(2, 3, 8, 8, dtype=precision.weights)
     with precision.autocast(CPU):
-        assert model(images).dtype == product
-    assert model(images).dtype == weights  # outside of autocast
-    assert {p.dtype for p in model.parameters()} == {weights}
+        assert model[0](images).dtype == product
+    assert model[0](images).dtype == weights  # outside of autocast
     assert precision.scaler(CPU).is_enabled() is (name == "fp16")
 
 
 def test_the_schema_accepts_the_names_of_the_table():
     allowed = set(RuntimeSection.model_fields["precision"].annotation.__args__)
     assert allowed == {"auto", *PRECISIONS}
-
-
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_apply_to_lays_out_weights_in_place(channels_last):
-    model = nn.Sequential(nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    placed = PRECISIONS["fp64"].apply_to(model, CPU, channels_last)
-    assert placed is model
-    assert model[0].weight.is_contiguous(memory_format=torch.channels_last) is channels_last
-    assert model[0].weight.is_contiguous() is not channels_last
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name].to(tensor.dtype)), name
-    assert model[1].num_batches_tracked.dtype == torch.int64
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch.distributed as dist
@@ -80,10 +81,8 @@ class Heartbeat:
         """Stop the threads and publish how this rank ends: an error in words, or ""."""
         self._ended.set()
         self._thread.join(_INTERVAL)  # The thread may wait for a rank that never started.
-        try:
+        with suppress(RuntimeError):  # The process that held the store has ended.
             self._publish(end)
-        except RuntimeError:  # The process that held the store has ended.
-            return
 
     def explain(self, error: BaseException) -> RankLost | None:
         """Return the failure behind an error of a collective: the lost rank. Takes a few seconds.

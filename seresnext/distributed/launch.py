@@ -22,7 +22,7 @@ from seresnext.distributed.devices import choose_device
 from seresnext.distributed.heartbeat import Heartbeat
 from seresnext.distributed.world import World
 from seresnext.errors import Failure, RankLost, UsageError
-from seresnext.process.signals import die_with_launcher, die_with_parent
+from seresnext.process.signals import die_with_parent
 
 # The longest wait of one rank for another. The slowest work of a single rank takes less: the first compilation, or a
 # checkpoint on slow storage.
@@ -48,7 +48,6 @@ def open_world(device: str = "auto") -> Iterator[World]:
     own = choose_device(device, local_rank, local_size)
     heartbeat = Heartbeat()
     if size > 1:
-        die_with_launcher()  # A run can save only after all ranks have joined.
         heartbeat = _join(rank, size, own)
     if is_launched:
         # If the launcher dies, a run on one machine saves and stops. With several machines this process must end at

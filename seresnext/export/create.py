@@ -23,7 +23,7 @@ from seresnext.files import new_folder, write_output
 from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
 from seresnext.models.timm_config import CONFIG, first_problem
 from seresnext.printable import printable, shown_path
-from seresnext.process.packages import extra
+from seresnext.process.packages import extra, require_extra
 
 _PACKAGES = ("seresnext", "torch", "numpy", "PIL", "safetensors", "onnx", "onnxruntime")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -34,7 +34,7 @@ def export(options: Namespace) -> None:
     name, output = "hub" if options.to == "timm" else options.to, options.output
     if os.path.lexists(output):
         raise UsageError(f"--output {shown_path(output)} exists; give the name of a new folder")
-    KINDS[name].import_packages()
+    require_extra("export", *KINDS[name].packages)
     if options.push:
         _check_push(options.push, options.golden)
     path = find_weights(options.checkpoint)

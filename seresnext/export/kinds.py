@@ -25,19 +25,20 @@ from seresnext.printable import printable, shown_path
 from seresnext.process.packages import extra
 from seresnext.weights import read_weights
 
+_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _EXAMPLE = (2, 3, 64, 64)  # The export for a batch of 1 would fix the batch at 1.
 _DYNAMIC = (dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO),)  # batch, height and width
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of export: the file of the model, its writer and its opener, and the import of an extra's packages."""
+    """A kind of export: the file of the model, its writer and its opener, and the packages that an export needs."""
 
     summary: str
     file: str
     write: Callable[[SENet, Path], None]
     open: Callable[[Path, TimmConfig], Network]
-    import_packages: Callable[[], object] = lambda: None
+    packages: tuple[str, ...] = ()
 
 
 def _write_weights(model: SENet, path: Path) -> None:
@@ -101,13 +102,6 @@ def _open_onnx(path: Path, config: TimmConfig) -> Network:
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def _import_onnx() -> None:
-    with extra("export"):
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-
-
 @contextmanager
 def _openable(path: Path) -> Iterator[None]:
     try:
@@ -130,7 +124,7 @@ def _quiet() -> Iterator[None]:
 KINDS = {
     "weights": Kind("weights in safetensors", "model.safetensors", _write_weights, _open_weights),
     "hub": Kind("a folder for timm and the Hugging Face Hub", "model.safetensors", _write_weights, _open_weights),
-    "onnx": Kind("ONNX, with a program that needs no torch", "model.onnx", _write_onnx, _open_onnx, _import_onnx),
+    "onnx": Kind("ONNX, with a program that needs no torch", "model.onnx", _write_onnx, _open_onnx, _ONNX_PACKAGES),
     "exported": Kind("a program of torch.export", "model.pt2", _write_exported, _open_exported),
     "folded": Kind("weights with BatchNorm folded", "model.safetensors", _write_folded, _open_folded),
 }

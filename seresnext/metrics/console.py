@@ -66,9 +66,7 @@ class Console:
         if self._enabled:
             self._write_log(for_terminal(text))
 
-    def print_event(
-        self, event: Mapping[str, Any], seconds_left: float | None = None, bar: ProgressBar | None = None
-    ) -> None:
+    def print_event(self, event: Mapping[str, Any], seconds_left: float | None, bar: ProgressBar) -> None:
         """Print an event of `metrics.jsonl`: a train event in the bar if a bar is drawn, other events as a line."""
         weights = event.get("weights", "model")
         name = event["event"] if weights == "model" else f"{event['event']} ({weights})"
@@ -77,7 +75,7 @@ class Console:
         if name == "epoch":
             place = f"epoch {event['epoch']:.0f}, step {event['step']}"
         line = f"{place}: {describe(event, seconds_left)}"
-        if event["event"] == "train" and bar is not None and not bar.disable:
+        if event["event"] == "train" and not bar.disable:
             bar.bar_format, bar.ncols = _BAR_WITH_TEXT, shutil.get_terminal_size().columns
             bar.set_postfix_str(describe(event, seconds_left, _BAR_FIELDS), refresh=False)
             self._write_log(line)

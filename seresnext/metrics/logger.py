@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ SINKS: dict[str, Callable[[RunStart], Sink]] = {
 
 
 class RunLogger:
-    """Logger of events and owner of the progress bars.
+    """Logger of events. `bar` is the bar of the run, which shows the numbers of a train event while the bar is drawn.
 
     The console is not a sink: the console also shows bars, the remaining time and texts that replace an event.
 
@@ -52,7 +51,7 @@ class RunLogger:
         self._recipe, self._classes = recipe, classes
         self._hidden = ["top5"] if recipe.model.num_classes <= 5 else []
         self._hidden += ["macro_f1"] if recipe.evaluation.best_by != "macro_f1" else []
-        self._bar: ProgressBar | None = None
+        self.bar = ProgressBar(disable=True)
         self._sinks: list[Sink] = []
         self._folder = folder if world.is_first else None
 
@@ -80,7 +79,7 @@ class RunLogger:
             sink.write(event)
         if text is None:
             shown = {name: value for name, value in event.items() if name not in self._hidden}
-            self.console.print_event(shown, seconds_left, self._bar)
+            self.console.print_event(shown, seconds_left, self.bar)
         else:
             (self.console.log if only_log else self.console.print)(text)
         if classes := event.get("per_class"):
@@ -109,17 +108,6 @@ class RunLogger:
                 f"warning: {self._folder / FIRST_BATCH} cannot be written ({error.strerror}); training continues"
             )
         return itertools.chain([first], batches)
-
-    @contextmanager
-    def training(self, step: int, total: int) -> Iterator[None]:
-        """Show the bar of the whole run while the block runs."""
-        with self.console.bar("train", total, step) as self._bar:
-            yield
-
-    def advance(self) -> None:
-        """Advance the bar of the run by one step."""
-        if self._bar is not None:
-            self._bar.update()
 
     def close(self) -> None:
         """Close the sinks. Call this after the end of the run is in `status.json`, outside of collectives."""

@@ -93,11 +93,10 @@ class SENet(nn.Module):
         x = self._run(self.layer3, x)  # N 1024 H/16 W/16
         return self._run(self.layer4, x)  # N 2048 H/32 W/32
 
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits, N num_classes, for features N 2048 h w; with `pre_logits` the classifier's input, N 2048."""
-        x = features.mean((2, 3))  # N 2048
-        x = F.dropout(x, self.drop_rate, self.training)
-        return x if pre_logits else self.last_linear(x)
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Return logits, N num_classes, for features N 2048 h w."""
+        pooled = features.mean((2, 3))  # N 2048
+        return self.last_linear(F.dropout(pooled, self.drop_rate, self.training))
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by an untrained one, or by none for 0 classes. Build the optimizer afterwards."""

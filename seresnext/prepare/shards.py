@@ -42,7 +42,7 @@ from seresnext.data.shards.format import (
     list_shard,
 )
 from seresnext.errors import DataError, Failure, UsageError
-from seresnext.files import read_lines, write_atomically, writing_to
+from seresnext.files import new_file, read_lines, write_atomically, writing_to
 from seresnext.printable import as_utf8, listed, printable
 from seresnext.process.fork import FORK
 from seresnext.process.signals import init_worker
@@ -103,8 +103,12 @@ def encode(data: bytes, name: str, options: dict[str, Any], decoding: Decoding) 
     return buffer.getvalue(), ".jpg"
 
 
-def write_shard(job: Job, number: int) -> tuple[Shard, np.ndarray]:
-    """Write a shard, unless the shard is finished and intact. Return shard and index entries."""
+_job: Job  # Forked workers share the reader.
+
+
+def write_shard(number: int) -> tuple[Shard, np.ndarray]:
+    """Write a shard of `_job`, unless the shard is finished and intact. Return shard and index entries."""
+    job = _job
     name, num_classes = job.names[number], len(job.reader.classes)
     target, part = job.work / name, job.work / f"{name}.part"
     with suppress(DataError):  # The shard is missing or damaged.
@@ -132,20 +136,13 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-_job: Job  # Forked workers share the reader.
-
-
-def _work(number: int) -> tuple[Shard, np.ndarray]:
-    return write_shard(_job, number)
-
-
 def write_shards(job: Job, workers: int) -> list[tuple[Shard, np.ndarray]]:
     """Write all shards of a split with several processes. Return the shards and their index entries."""
     global _job
     _job = job
     pool = ProcessPoolExecutor(min(workers, len(job.names)), mp_context=FORK, initializer=init_worker)
     try:
-        numbers = {pool.submit(_work, number): number for number in range(len(job.names))}
+        numbers = {pool.submit(write_shard, number): number for number in range(len(job.names))}
         with progress(str(job.folder), len(job.order), " images") as advance:
             for future in as_completed(numbers):
                 future.result()
@@ -226,9 +223,8 @@ def write_index(
     """Write `index.npy`, then `index.json`. The second file makes the folder usable."""
     content = index_bytes(listings)
     manifest = Manifest(classes, tuple(shards), hashlib.sha256(content).hexdigest(), options)
-    temporary = folder / f".{INDEX}"
-    temporary.write_bytes(content)
-    temporary.replace(folder / INDEX)  # A training may have mapped the file.
+    with new_file(folder / INDEX) as file:  # A training may have mapped the old file.
+        file.write(content)
     write_atomically(folder / MANIFEST, manifest.to_text())
     return manifest
 
@@ -248,8 +244,7 @@ def index_existing(folder: Path, classes_file: Path) -> None:
             shards.append(shard)
             listings.append(entries)
             advance(shard.bytes)
-    with writing_to(folder):
-        manifest = write_index(folder, classes, shards, listings, {"source": "existing shards"})
+    manifest = write_index(folder, classes, shards, listings, {"source": "existing shards"})
     print(f"{folder}: {manifest.num_images:,} images in {len(manifest.shards)} shards")
 
 
@@ -262,15 +257,14 @@ def plan(split: str, arguments: Namespace) -> Job:
     if others := [name for name in reader.classes if name != as_utf8(name)]:
         raise DataError(f"the name of the class folder {printable(others[0])} is not UTF-8; rename the folder")
     order = permutation_at(arguments.seed, "shards", count=len(reader))
-    options: dict[str, Any] = {"source": reader.fingerprint, "images_per_shard": arguments.images_per_shard}
-    options |= {"seed": arguments.seed, "short_side": arguments.short_side, "quality": arguments.quality}
+    options = {name: getattr(arguments, name) for name in ("images_per_shard", "seed", "short_side", "quality")}
+    options["source"] = reader.fingerprint
     if arguments.quality is not None:
         options |= {"subsampling": "4:2:0", "interpolation": arguments.interpolation if arguments.short_side else None}
         # Another version of the encoder may write other bytes for the same pixels.
         options["encoder"] = f"Pillow {Image.__version__}, libjpeg {features.version('jpg')}"
+        options["background"] = arguments.background and list(arguments.background)
     decoding = Decoding(arguments.max_pixels, exif_rotation=True, background=arguments.background)
-    if arguments.background is not None:
-        options["background"] = list(arguments.background)
     num_shards = -(-len(order) // arguments.images_per_shard)
     if num_shards > MOST_SHARDS:
         raise UsageError(f"{num_shards} shards are more than {MOST_SHARDS}; give a larger --images-per-shard")

@@ -100,7 +100,7 @@ def write_value(value: Any) -> str:
     """Return plain data as YAML on one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{write_scalar(key)}: {write_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(map(write_value, value)) + "]"
     return write_scalar(value)
 

@@ -306,9 +306,7 @@ def as_usage_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileExistsError | NotADirectoryError):
-            problem = f"{error.filename or folder} is not a folder; choose another with --output"
-        else:
-            where = f" ({error.filename})" if error.filename else ""
-            problem = f"{error.strerror or error}{where}; make room there, or choose another with --output"
-        raise UsageError(f"cannot write to the run folder {folder}: {problem}") from None
+        problem = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        raise UsageError(
+            f"cannot write to the run folder {folder}: {problem}; make room there, or choose another with --output"
+        ) from None

@@ -23,8 +23,7 @@ from seresnext.distributed import World
 from seresnext.errors import DataError, Failure, RecipeError, UsageError
 from seresnext.models import PUBLISHED, first_weights
 from seresnext.printable import listed, printable
-from seresnext.recipe.batch_sizes import fitting_batch, in_words
-from seresnext.recipe.check import check_lengths, check_world
+from seresnext.recipe.check import check_lengths, check_world, fitting_batch, in_words
 from seresnext.recipe.explain import near_miss
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 from seresnext.run.folder import is_same
@@ -87,10 +86,8 @@ def find_start_problems(
 
 def check_images(recipe: Recipe, readers: Mapping[str, Reader], world: World, warn: Callable[[str], None]) -> None:
     """Warn about turned images of splits, by name. Raises DataError for images that cannot be used."""
-    problems: list[StartProblem] = []
-    if world.is_first:
-        problems = [_unusable(name, result) for name, result in _survey(recipe, readers, warn).items() if result.errors]
-    problems = world.broadcast(problems)
+    surveys = _survey(recipe, readers, warn) if world.is_first else {}
+    problems = world.broadcast([_unusable(name, result) for name, result in surveys.items() if result.errors])
     with world.agreeing():
         _refuse(problems, "this validation")
 

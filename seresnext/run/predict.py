@@ -6,14 +6,14 @@ import math
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from seresnext.classifier import STAGES, Classifier, Prediction, load, top_classes
+from seresnext.classifier import STAGES, Classifier, load, top_classes
 from seresnext.data.batches import EvaluationImages
 from seresnext.data.loading.loader import evaluation_keys, open_batches
 from seresnext.data.loading.prefetch import DeviceBatch, prefetch
@@ -77,7 +77,7 @@ def predict(options: Namespace) -> None:
                     if row.error:
                         ProgressBar.write(f"bad image: {for_terminal(row.error)}", file=sys.stderr)
                 rows += found
-                features += [of_found] if options.features and len(of_found) else []
+                features += [of_found] if options.features else []
                 advance(len(found))
     except DataError as error:
         raise DataError(_in_options(str(error))) from None
@@ -126,19 +126,16 @@ def _rows(
 ) -> tuple[list[Row], Tensor]:
     """Return a row for each image, and the features of the good images (N C)."""
     errors = {index: _in_options(message) for index, message in batch.unreadable}
-    good = [index for index in indices if index not in errors]
-    predictions: dict[int, Sequence[Prediction]] = {}
-    features = torch.empty(0)
-    if good:
-        images = batch.images[[index - indices.start for index in good]] if errors else batch.images
-        logits, features = classifier.outputs(images, stage)
-        predictions = dict(zip(good, top_classes(logits, classifier.classes, top), strict=True))
-        is_finite = logits.isfinite().all(1) & features.isfinite().all(1)
-        features = features[is_finite]
-        for place in is_finite.logical_not().nonzero().flatten().tolist():
-            errors[good[place]] = f"{reader.name(good[place])}: the output of the model is not finite"
-            predictions[good[place]] = ()
-    return [Row(reader.name(index), predictions.get(index, ()), errors.get(index, "")) for index in indices], features
+    logits, features = classifier.outputs(batch.images, stage)
+    is_finite = logits.isfinite().all(1) & features.isfinite().all(1)
+    for index, is_usable in zip(indices, is_finite.tolist(), strict=True):
+        if not is_usable:
+            errors.setdefault(index, f"{reader.name(index)}: the output of the model is not finite")
+    rows = [
+        Row(reader.name(index), () if index in errors else predictions, errors.get(index, ""))
+        for index, predictions in zip(indices, top_classes(logits, classifier.classes, top), strict=True)
+    ]
+    return rows, features[[place for place, index in enumerate(indices) if index not in errors]]
 
 
 def _in_options(message: str) -> str:

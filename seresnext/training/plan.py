@@ -39,18 +39,11 @@ class Plan:
         """Return whether an action is due after `step` completed steps: every `every` steps, and at the end."""
         return step % every == 0 or step == self.total
 
-    def has_stalled(self, progress: Progress) -> bool:
-        """Return whether the best validation is older than the patience, at the last validation."""
-        return (
-            self.patience is not None
-            and progress.best is not None
-            and progress.evaluated - progress.best["step"] >= self.patience
-        )
-
     def is_complete(self, progress: Progress) -> bool:
         """Return whether the end, planned or early, is reached and validated."""
-        at_end = progress.step == self.total or self.has_stalled(progress)
-        return at_end and progress.step == progress.evaluated
+        age = progress.evaluated - progress.best["step"] if progress.best else 0
+        is_stalled = self.patience is not None and age >= self.patience
+        return progress.step == progress.evaluated and (progress.step == self.total or is_stalled)
 
 
 WINDOWS = ("unlogged", "epoch")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +21,9 @@ UNTRACED_STEPS = 5  # of a start before the first traced one: torch compiles and
 class StepProfiler:
     """A context manager of the training loop that traces `steps` (numbers from 0) and the step before as a warm-up.
 
-    A trace is a Chrome trace in the folder of the `run`, for ui.perfetto.dev and for TensorBoard's profile plugin. An
-    error of the disk is a warning, and training continues. Without steps nothing happens.
+    The loop starts UNTRACED_STEPS before the first of the steps. A trace is a Chrome trace in the folder of the `run`,
+    for ui.perfetto.dev and for TensorBoard's profile plugin. An error of the disk is a warning, and training continues.
+    Without steps nothing happens.
     """
 
     steps: range = range(0)
@@ -38,32 +39,27 @@ class StepProfiler:
     @contextmanager
     def tracing(self, step: int, speed: SpeedMeter) -> Iterator[None]:
         """Trace the block, which takes a step, if the step is one of the profiled ones. Write the trace at the end."""
-        if not self.covers(step):
+        if self._profiler is None:
             yield
             return
-        with speed.paused():
-            if self._profiler is None:
-                self._start()
-            with record_function(f"step {step + 1}"):
-                yield
-            assert self._profiler is not None
-            self._profiler.step()
+        with speed.paused() if self.covers(step) else nullcontext(), record_function(f"step {step + 1}"):
+            yield
+        self._profiler.step()
 
     def __enter__(self) -> StepProfiler:
+        if self.steps:
+            plan = schedule(wait=UNTRACED_STEPS - 1, warmup=1, active=len(self.steps), repeat=1)
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # Kineto prints two lines, and an error without a GPU.
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+            self._profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._write)
+            self._profiler.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._profiler is not None:
             self._profiler.stop()  # Writes a trace that the end of the run has cut short.
-        elif self.steps:
-            self.report("warning: --profile traced nothing, because the run ended before the first of the steps")
-
-    def _start(self) -> None:
-        plan = schedule(wait=0, warmup=1, active=len(self.steps), repeat=1)
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # Kineto prints two lines, and an error without a GPU.
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-        self._profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._write)
-        self._profiler.start()
+            if self._profiler.step_num < UNTRACED_STEPS:
+                self.report("warning: --profile traced nothing, because the run ended before the first of the steps")
 
     def _write(self, trace: profile) -> None:
         path = self.run / "profile" / f"steps-{self.steps.start + 1}-{self.steps.stop}-rank-{self.rank}.pt.trace.json"

@@ -94,7 +94,7 @@ class Trainer:
             return
         with (
             self.train_batches(progress.step, plan.total) as batches,
-            self.logger.training(progress.step, plan.total),
+            self.logger.console.bar("train", plan.total, progress.step) as self.logger.bar,
             self.profiler,
         ):
             if progress.step == 0:
@@ -143,7 +143,7 @@ class Trainer:
             self._report_skip(result)
         if not self.profiler.covers(result.step):
             self._speed.add(self.plan.global_size, result.data_wait)
-        self.logger.advance()
+        self.logger.bar.update()
 
     def _report_skip(self, result: StepResult) -> None:
         """Warn about a skipped step. Raise TrainingStopped after too many in a row, on all ranks at the same place."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from unittest.mock import Mock
 
 import pytest
@@ -21,16 +21,11 @@ def test_shares_by_hand(measure, monkeypatch):
     times = {("ours", "none", True): 8.0, ("ours", "bf16", True): 5.0, ("ours", "none", False): 2.0}
     rounds: dict[tuple, int] = {}
 
-    class Workers:
+    class Workers(ExitStack):
         def __init__(self, options, count, together=False, hosts=()):
+            super().__init__()
             self.kind = (options.kind, options.compress, together)
             assert (count, options.threads, len(hosts)) == (2, 1, 2)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
 
         def round(self):
             rounds[self.kind] = rounds.get(self.kind, 0) + 1

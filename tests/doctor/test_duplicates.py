@@ -9,7 +9,7 @@ from faulty_photos import jpeg, photograph
 
 from seresnext.data.decode.pillow import Decoding
 from seresnext.doctor import duplicates
-from seresnext.doctor.duplicates import components, near_pairs
+from seresnext.doctor.duplicates import near_pairs
 from seresnext.doctor.images import look_at
 
 
@@ -51,11 +51,3 @@ def test_altered_copies_are_found_and_other_photographs_are_not():
     files = [jpeg(image) for image in photographs] + [jpeg(image, 40) for image in copies]
     looks, _ = look_at(Images(*files), Decoding(10**6))
     assert near_pairs(looks["bits"], looks["pixels"]).tolist() == [[0, 60], [1, 61], [2, 62], [3, 63]]
-
-
-def test_components_are_groups_of_connected_images():
-    found = components(np.array([[0, 2], [2, 5], [1, 4]]), 6)
-    assert len({found[0], found[1], found[3]}) == 3
-    assert found[0] == found[2] == found[5]
-    assert found[1] == found[4]
-    assert len(set(components(np.empty((0, 2), np.int64), 3))) == 3

@@ -4,13 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from conftest import command
 from scipy.stats import bootstrap
 
-from seresnext.cli import main
 from seresnext.errors import DataError
 from seresnext.evaluation.compare import compare, mcnemar
 from seresnext.evaluation.table import build_table, write_table
-from seresnext.process.stop_request import StopRequest
 
 CLASSES = ["a", "b", "c"]
 
@@ -101,12 +100,12 @@ def test_tables_of_other_images_are_refused(other, words):
 def test_the_command(tmp_path, capsys):
     for name, right in zip("AB", pair(60), strict=True):
         write_table(table_of(right), tmp_path / f"{name}.csv")
-    words = ["compare", *(str(tmp_path / f"{name}.csv") for name in "AB"), "--json", str(tmp_path / "out.json")]
-    assert main(words, StopRequest()) == 0
+    words = ["compare", tmp_path / "A.csv", tmp_path / "B.csv", "--json", tmp_path / "out.json"]
+    assert command(*words) == 0
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "out.json").read_text())
     assert printed.splitlines()[-1] == report["conclusion"]
     assert f"{report['difference']:+.3f} percentage points" in printed
     assert len(report["changes"]) == report["gained"] + report["lost"]
-    assert main([*words[:2], str(tmp_path / "none.csv")], StopRequest()) == 3
-    assert main([*words[:2], str(tmp_path / "A.txt")], StopRequest()) == 2
+    assert command(*words[:2], tmp_path / "none.csv") == 3
+    assert command(*words[:2], tmp_path / "A.txt") == 2

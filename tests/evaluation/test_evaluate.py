@@ -228,20 +228,12 @@ def test_any_number_of_ranks_gets_the_same_bits(model, images, labels, size):
     assert len(rounds) == size * math.ceil(5 / size)
 
 
-def test_a_stop_ends_the_evaluation_at_once(model, images, labels):
-    seen = []
-    stops = iter([False, True])
-    result = measure(model, images, labels, stop_requested=lambda: next(stops), on_round=lambda: seen.append(1))
-    assert result is None
-    assert len(seen) == 1
-    assert model.training
-
-
-def test_a_stop_of_one_rank_stops_all(model, images, labels):
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_stop_of_one_rank_stops_all_at_once(model, images, labels, size):
     model.eval()
-    results, rounds = over_ranks(model, list(batches(images, labels)), 2, stop_at=1)
-    assert results == [None, None]
-    assert len(rounds) == 2
+    results, rounds = over_ranks(model, list(batches(images, labels)), size, stop_at=1)
+    assert results == [None] * size
+    assert len(rounds) == size
 
 
 class SyncRecorder(TorchFunctionMode):

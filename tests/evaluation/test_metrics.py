@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from timm.utils import accuracy as timm_accuracy
 
-from seresnext.evaluation.metrics import METRICS, count_classes, topk_correct
+from seresnext.evaluation.metrics import count_classes, topk_correct
 
 
 def correct(logits, labels, ks=(1, 5)):
@@ -70,14 +69,6 @@ def test_infinite_logits_and_no_images():
     logits = torch.tensor([[float("inf"), 1.0], [float("-inf"), 1.0]])
     assert correct(logits, torch.tensor([0, 0]), (1,)) == [1]
     assert correct(torch.empty(0, 10), torch.empty(0, dtype=torch.int64)) == [0, 0]
-
-
-def test_metrics_are_exact_sums(generator):
-    logits, labels = torch.randn(100, 20, generator=generator), torch.randint(20, (100,), generator=generator)
-    sums = {name: metric(logits, labels) for name, metric in METRICS.items()}
-    assert [int(sums["top1"]), int(sums["top5"])] == [100 * count for count in correct(logits, labels)]
-    assert sums["loss"].dtype == torch.float64
-    assert float(sums["loss"]) == pytest.approx(100 * float(F.cross_entropy(logits, labels)), rel=1e-5)
 
 
 def test_counts_of_classes(generator):

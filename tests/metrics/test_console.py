@@ -37,8 +37,8 @@ class Terminal:
         self.stream.close()
         output = b""
         with suppress(OSError):  # The end of the output.
-            while True:
-                output += os.read(self._reader, 4096)
+            while chunk := os.read(self._reader, 4096):
+                output += chunk
         os.close(self._reader)
         return output.decode()
 
@@ -71,7 +71,7 @@ def run_epoch(console):
         with console.bar("validate", 2) as inner:
             inner.update()
             console.print("inside\x1b[2J\rb\x9b\u202e\udc80 日本")
-        console.print_event(VALIDATE)
+        console.print_event(VALIDATE, None, bar)
     console.print("end")
 
 

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from unittest.mock import Mock, call
 
 import pytest
@@ -92,9 +92,8 @@ def test_a_new_sink_is_one_row_of_the_table(tmp_path, stream, monkeypatch):
         assert not opens.called
         logger = RunLogger(tmp_path, Console(world.is_first, None, stream), world, recipe)
         logger.open(7, 5, 6)
-        with logger.training(7, 10):
-            logger.write(train, seconds_left=75)
-            logger.write(skipped, text="warning: skipped")
+        logger.write(train, seconds_left=75)
+        logger.write(skipped, text="warning: skipped")
         assert call.close() not in opens.return_value.mock_calls  # The status has the end of the run first.
         logger.close()
     (start,) = opens.call_args.args
@@ -172,22 +171,18 @@ def test_without_a_folder_the_logger_only_prints_and_other_ranks_are_silent(tmp_
     world = FIRST if is_first else SECOND
     logger = RunLogger(None if is_first else tmp_path, Console(is_first, stream=stream), world, RECIPE)
     logger.open(0, 0)
-    with logger.training(0, 10):
-        logger.write(event(1, loss=1.0))
-        logger.advance()
+    logger.write(event(1, loss=1.0))
     assert ("loss 1.0000" in stream.getvalue()) is is_first
     assert bool(stream.getvalue()) is is_first
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_bar_of_the_run_ends_also_when_training_fails():
+def test_an_event_after_the_end_of_the_bar_is_a_line():
     stream = io.StringIO()
     stream.isatty = lambda: True
     logger = RunLogger(None, Console(True, stream=stream), FIRST, RECIPE)
-    logger.advance()  # There is no bar before the block.
-    with suppress(ZeroDivisionError), logger.training(30, 100):
-        logger.advance()
-        assert (logger._bar.desc, logger._bar.n, logger._bar.total) == ("train", 31, 100)
-        raise ZeroDivisionError
+    with logger.console.bar("train", 10) as logger.bar:
+        logger.write(event(1, loss=2.0))
     logger.write(event(2, loss=1.0))
-    assert "loss 1.0000" in stream.getvalue()  # An event is then a line.
+    assert "loss 2.0000" not in stream.getvalue()  # The bar shows the text from the next redraw on.
+    assert "loss 1.0000" in stream.getvalue()

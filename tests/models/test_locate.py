@@ -25,7 +25,7 @@ def test_a_run_folder_is_its_best_or_its_last(tmp_path: Path, inner: str) -> Non
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "step-00000001.safetensors").touch()
-    with pytest.raises(CheckpointError, match="best"):
+    with pytest.raises(CheckpointError, match=r"best\.safetensors and"):
         find_weights(tmp_path / inner)
     (folder / "last.safetensors").touch()
     assert find_weights(tmp_path / inner) == folder / "last.safetensors"

@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from advances import record_bars
 from damage import flip_bit
 from imagenet_archives import CLASSES, write_archives
 
@@ -44,17 +43,6 @@ def test_good_downloads_are_verified_and_indexed(published, prepare, monkeypatch
     # Training uses the index and does not build a second one.
     monkeypatch.setattr(imagenet, "_list_archive", None)
     assert len(imagenet.ImagenetReader(published, "train", tmp_path / "cache")) == 20
-
-
-def test_the_progress_of_a_sum_adds_up(published, prepare, monkeypatch):
-    bars = record_bars(imagenet, monkeypatch)
-    monkeypatch.setattr(imagenet, "_PIECE", 100)
-    prepare("imagenet", published)
-    bars = [bar for bar in bars if bar.label.startswith("MD5 of ")]
-    assert {bar.label for bar in bars} == {f"MD5 of {archive.name}" for archive in imagenet.ARCHIVES}
-    for bar in bars:
-        assert bar.total in (archive.stat().st_size for archive in published.iterdir())
-        bar.assert_adds_up()
 
 
 def test_a_flipped_bit_changes_the_sum(published, prepare, tmp_path):

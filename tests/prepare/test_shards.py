@@ -16,7 +16,6 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from advances import record_bars
 from damage import flip_bit
 from encoded_images import encoded, noise, turned
 from launcher import PYTHON
@@ -102,18 +101,12 @@ def test_large_images_become_small_ones_and_small_jpegs_stay(photographs, write,
     assert found["03"] == (photographs / "train" / "class_1" / "03.JPEG").read_bytes()
     for number in (2, 4, 6, 9):
         with Image.open(next(photographs.glob(f"train/*/{number:02}.*"))) as source:
-            pixels = np.asarray(source.convert("RGB"), float)
             size = (64, int(64 * source.height / source.width))
-            expected = source.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-        assert min(pixels.shape[:2]) > 64
-        with Image.open(io.BytesIO(found[f"{number:02}"])) as image:
-            assert (image.format, image.size, image.mode) == ("JPEG", size, "L" if number == 4 else "RGB")
-            difference = np.abs(np.asarray(image.convert("RGB"), float) - np.asarray(expected, float))
-        assert difference.mean() < 4
+            small = source.convert("RGB").resize(size, Image.Resampling.BILINEAR).convert("L" if number == 4 else "RGB")
+        assert found[f"{number:02}"] == encoded(small, quality=80, subsampling="4:2:0")
 
 
-def test_a_second_run_writes_only_damaged_shards(write, tmp_path, monkeypatch):
-    bars = record_bars(shards, monkeypatch)
+def test_a_second_run_writes_only_damaged_shards(write, tmp_path):
     folder = tmp_path / "out" / "train"
     write("out", "--images-per-shard", 5)
     before, times = contents(folder), {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
@@ -125,10 +118,6 @@ def test_a_second_run_writes_only_damaged_shards(write, tmp_path, monkeypatch):
     assert contents(folder) == before
     changed = {path.name for path in folder.glob("*.tar") if path.stat().st_mtime_ns != times[path.name]}
     assert changed == {"train-00001.tar", "train-00003.tar"}
-    # The progress counts all shards, also those that existed.
-    assert [(bar.label, bar.total) for bar in bars] == [(str(folder), 23)] * 3
-    for bar in bars:
-        bar.assert_adds_up(5)
 
 
 def test_ignored_files_are_reported_each_time(photographs, write, tmp_path):
@@ -213,9 +202,9 @@ def test_an_output_that_cannot_be_written_is_explained(write, prepare, tmp_path,
     monkeypatch.setattr(shards.os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
     assert "full/train cannot be written: No space left on device; choose another folder" in write("full", code=1)
     make_shards(tmp_path)
-    (tmp_path / "train" / ".index.npy").mkdir()
+    (tmp_path / "train" / ".index.npy.part").mkdir()
     words = ["--index", tmp_path / "train", "--classes", tmp_path / "classes.txt"]
-    assert "train cannot be written: Is a directory; choose another folder" in prepare("shards", *words, code=1)
+    assert "train/index.npy cannot be written: Is a directory; choose another" in prepare("shards", *words, code=2)
 
 
 def test_two_commands_do_not_write_one_folder(write, tmp_path):
@@ -282,24 +271,16 @@ def test_turned_transparent_and_other_images(write, tmp_path):
             assert np.abs(difference).mean() < 4
     color = np.asarray(Image.open(io.BytesIO(small["2clear"])).convert("RGB"), int)
     assert np.abs(color - (10, 200, 30)).max() < 4
-    # An image without a tag has the same bytes as ever.
-    buffer = io.BytesIO()
-    smooth_again = Image.open(io.BytesIO(sources["3plain"])).resize((48, 32), Image.Resampling.BILINEAR)
-    smooth_again.save(buffer, "JPEG", quality=90, subsampling="4:2:0")
-    assert small["3plain"] == buffer.getvalue()
 
 
-def test_an_index_of_other_shards_is_written(prepare, tmp_path, monkeypatch):
+def test_an_index_of_other_shards_is_written(prepare, tmp_path):
     make_shards(tmp_path)
-    before, bars = contents(tmp_path / "train"), record_bars(shards, monkeypatch)
+    before = contents(tmp_path / "train")
     for name in (MANIFEST, "index.npy"):
         (tmp_path / "train" / name).unlink()
     words = ["--index", tmp_path / "train", "--classes", tmp_path / "classes.txt"]
     assert "24 images in 4 shards" in prepare("shards", *words)
     assert contents(tmp_path / "train") == before
-    (bar,) = bars
-    assert bar.total == sum(path.stat().st_size for path in (tmp_path / "train").glob("*.tar"))
-    bar.assert_adds_up(4)
 
 
 @pytest.mark.parametrize(

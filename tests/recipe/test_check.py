@@ -42,7 +42,6 @@ augment.crop_scale=[0.5, 2] | augment.crop_scale[1]: must be at most 1, found 2 
 augment.crop_ratio=[2, 1] | augment.crop_ratio: ; [2.0, 1.0] | augment.crop_ratio=[1, 2]
 augment.erasing={scale: [0.3, 0.2]} | augment.erasing.scale: ; [0.3, 0.2] | augment.erasing.scale=[0.2, 0.3]
 augment.policy={name: randaugment, magnitude: 9} | augment.policy.num_ops: is missing | augment.policy.num_ops=2
-augment.policy={name: randaugment, num_ops: 2} | augment.policy.magnitude: is missing | augment.policy.magnitude=9
 augment.policy={num_ops: 2, magnitude: 31} | policy.magnitude: ; bins, 31, found 31 | augment.policy.magnitude=30
 augment.policy={name: trivialaugment, num_ops: 2} | policy.num_ops: ; no effect | augment.policy.num_ops=null
 augment.color_jitter={hue: 0} | augment.color_jitter: ; all factors 0 | augment.color_jitter.contrast=0.4
@@ -50,13 +49,11 @@ augment.repeats=3 | augment.repeats: must divide; 1024; write batch.global_size=
 mix.off_after=5ep | mix.off_after: ; mixup and CutMix are off | mix.cutmix=1
 mix.mixup=1; batch.micro_size=1 | mix.mixup: needs a second image | batch.micro_size=2
 batch.global_size=1000 | batch.global_size: ; 128; write batch.micro_size=125 | batch.micro_size=125
-batch.global_size=64 | batch.global_size: ; write batch.micro_size=64 | batch.micro_size=64
 batch.micro_size=1; data.image_size=32 | batch.micro_size: ; layer4 reduces one image of 32x32 | data.image_size=35
 batch.micro_size=1; data.progressive={min_size: 16, end_ramp: 10ep} | batch.micro_size: ; layer3 or layer4 reduces one \
 image of 16x16 pixels | batch.micro_size=2
 schedule.name=cosine; schedule.factor=null | schedule.every: ; 30ep | schedule.every=null
 schedule.every=null | schedule.every: is missing; 30ep | schedule.every=10ep
-schedule.factor=null | schedule.factor: is missing; 0.1 | schedule.factor=0.5
 schedule.final_lr=0.1 | schedule.final_lr: ; only with cosine or linear | schedule.final_lr=0
 schedule={name: cosine, final_lr: 1} | schedule.final_lr: must be at most optimizer.lr | optimizer.lr=2
 loss={target_threshold: 0.2, label_smoothing: 0}; mix.mixup=0.2 | target_threshold: ; only with bce | loss.name=bce
@@ -88,11 +85,7 @@ runtime.compress_gradients=bf16; runtime.precision=fp64 | runtime.compress_gradi
 evaluation.recalibrate={images: 5000}; early_stop={patience: 5ep} | recalibrate: ; early_stop | early_stop=null
 evaluation.weights=ema | evaluation.weights: ; ema is null | ema={decay: 0.9}
 checkpoint={every: 2ep, keep_every: 5ep} | checkpoint.keep_every: ; 2ep, found 5ep | checkpoint.keep_every=4ep
-checkpoint={every: 500st, keep_every: 10ep} | checkpoint.keep_every: ; 500st, found 10ep | checkpoint.keep_every=5000st
 optimizer.nesterov=true; optimizer.momentum=0 | optimizer.nesterov: | optimizer.momentum=0.5
-optimizer.name=adamw; optimizer.momentum=0.8 | optimizer.momentum: ; only with sgd; found 0.8; 0.9 | \
-optimizer.momentum=0.9
-optimizer.betas=[0.9, 0.99] | optimizer.betas: ; [0.9, 0.99]; the default, [0.9, 0.999] | optimizer.name=adamw
 optimizer.weight_decay=0; optimizer.decay_norm_and_bias=false | decay_norm_and_bias: | optimizer.weight_decay=1e-5
 """
 SYNTHETIC = "data={format: synthetic, synthetic_images: 5000}"

@@ -146,33 +146,12 @@ def test_correct_recipes_have_no_problem(text: str, problems: Problems) -> None:
 
 
 def test_all_problems_come_at_once(problems: Problems) -> None:
-    found = problems(
-        "model: {name: seresnext5, num_classes: '5'}\n"
-        "batch: {global_size: 100, micro_size: 64}\n"
-        "optimizer:\n"
-        "  lr: .inf\n"
-        "  nesterov: true\n"
-        "  momentum: 0\n"
-        "lenght: 5ep\n"
-        "schedule: {name: cosine, every: 30ep}\n"
-        "data: {workers: many}\n",
-        "optimizer.lr",
-        "mix.mixup=-1",
-    )
-    beginnings = [
-        "--set optimizer.lr: write KEY=VALUE",
-        "r.yaml:1: model.name",
-        "r.yaml:1: model.num_classes",
-        "r.yaml:9: data.workers: must be a whole number",
-        "--set: mix.mixup: must be at least 0",
-        "r.yaml:4: optimizer.lr",
-        "r.yaml:7: lenght: unknown key; did you mean length?",
-        "r.yaml:2: batch.global_size",
-        "r.yaml:5: optimizer.nesterov",
-        "r.yaml:8: schedule.every",
-    ]
-    for problem, beginning in zip(found, beginnings, strict=True):
-        assert problem.startswith(beginning)
+    text = "model: {name: seresnext5}\nbatch: {global_size: 100, micro_size: 64}\nlenght: 5ep\ndata: {workers: many}\n"
+    found = problems(text, "optimizer.lr", "mix.mixup=-1")
+    places = ["--set optimizer.lr", "r.yaml:1", "r.yaml:4", "--set", "r.yaml:3", "r.yaml:2"]
+    keys = ["write KEY=VALUE", "model.name", "data.workers", "mix.mixup", "lenght", "batch.global_size"]
+    for problem, place, key in zip(found, places, keys, strict=True):
+        assert problem.startswith(f"{place}: {key}")
 
 
 def test_wrong_key_causes_no_second_problem(problems: Problems) -> None:

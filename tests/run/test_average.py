@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_digits import small
 
 from seresnext.arguments import Parser
 from seresnext.checkpoint import store
@@ -15,35 +16,32 @@ from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.commands import tools
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, Failure
-from seresnext.models import create_model, load_weights
+from seresnext.models import load_weights
 from seresnext.recipe.load import load_recipe, to_values
 from seresnext.run.resume import find_checkpoint
 from seresnext.run.validate import read_subject
 
+pytestmark = pytest.mark.usefixtures("narrow")
 CLASSES = ["ant", "bee", "cat"]
 
 
-def checkpoint(folder: Path, step: int, *changes: str, classes=CLASSES, parts=("layer0.", "last_linear.")) -> Path:
-    """Write a checkpoint with `ema` weights. The step seeds the weights; only some layers, to be quick."""
+def checkpoint(folder: Path, step: int, *changes: str, classes=CLASSES, parts=("l",)) -> Path:
+    """Write a checkpoint with `ema` weights. The step seeds the weights."""
     settings = ["model.num_classes=3", "ema={decay: 0.9}", "evaluation.weights=ema"]
     values = to_values(load_recipe("digits", [*settings, *changes]).recipe)
     torch.manual_seed(step)
-    tensors = {}
+    tensors = {"optimizer.momentum.last_linear.bias": torch.ones(3)}
     for prefix in ("model", "ema"):
-        model = create_model(values["model"]["name"], 3)
+        model = small("", 3)
         for layer in model.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.running_mean.normal_()
                 layer.num_batches_tracked.fill_(step)
-        tensors |= {
-            f"{prefix}.{name}": tensor.detach() for name, tensor in model.state_dict().items() if name.startswith(parts)
-        }
-    tensors["optimizer.momentum.last_linear.bias"] = torch.ones(3)
+        state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(parts)}
+        tensors |= {f"{prefix}.{name}": tensor for name, tensor in state.items()}
     dataset = {"classes": classes, "num_images": 3, "fingerprint": ""}
     best = {"step": step, "top1": 50.0, "top5": 60.0, "weights": "ema"}
-    facts = CheckpointMetadata(
-        step, values, "", best, history=[], dataset=dataset, environment={}, progress={"step": step}
-    )
+    facts = CheckpointMetadata(step, values, "", best, [], dataset, environment={}, progress={"step": step})
     return store.commit(folder, step, tensors, facts.to_metadata())
 
 
@@ -85,7 +83,7 @@ def test_means_are_numpys(average, three, tmp_path, weights):
 
 
 def test_the_file_is_one_of_weights_and_not_of_a_run(average, tmp_path):
-    two = [checkpoint(tmp_path, step, parts=("l",)) for step in (1, 2)]
+    two = [checkpoint(tmp_path, step) for step in (1, 2)]
     other = tmp_path / "run" / "checkpoints" / "best.safetensors"
     other.parent.mkdir(parents=True)
     other.hardlink_to(two[1])
@@ -93,8 +91,7 @@ def test_the_file_is_one_of_weights_and_not_of_a_run(average, tmp_path):
     mean = tmp_path / "mean.safetensors"
     subject, recipe = read_subject(mean, None, World())
     assert (subject.weights, subject.classes, recipe.ema) == ("model", CLASSES, None)
-    model = create_model("seresnext26", 3)
-    assert load_weights(model, load_file(mean), "mean") == []
+    assert load_weights(small("", 3), load_file(mean), "mean") == []
     with pytest.raises(CheckpointError, match=r"no run can resume from.*set model\.weights="):
         find_checkpoint(tmp_path, str(mean), World(), print)
     assert find_checkpoint(tmp_path, str(two[0]), World(), print) is not None  # The control.
@@ -103,7 +100,7 @@ def test_the_file_is_one_of_weights_and_not_of_a_run(average, tmp_path):
 def test_what_is_refused(average, three, tmp_path):
     other_recipe = checkpoint(tmp_path / "a", 3, "optimizer.lr=0.5")
     other_classes = checkpoint(tmp_path / "b", 3, classes=["x", "y", "z"])
-    other_tensors = checkpoint(tmp_path / "c", 3, parts=("l",))
+    other_tensors = checkpoint(tmp_path / "c", 3, parts=("layer",))
     damaged, bare, exists = (tmp_path / f"{name}.safetensors" for name in ("damaged", "bare", "exists"))
     damaged.write_bytes(three[0].read_bytes()[:-1] + b"x")
     save_file(load_file(three[0]), bare, {"format": "pt"})

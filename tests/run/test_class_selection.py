@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from seresnext.data.readers.class_labels import read_class_map
 from seresnext.data.readers.imagenet_classes import imagenet_classes
+from seresnext.data.readers.photo_choice import read_class_map
 from seresnext.errors import DataError, UsageError
 from seresnext.run.class_selection import read_class_names, select_classes
 
@@ -36,6 +36,29 @@ def test_some_of_imagenets_classes(names: list[str] | None) -> None:
     assert found.names == IDS[5:205]
     assert "200 of ImageNet's classes" in str(found.notice)
     assert select_classes(["7", "999"], "D", 1000, names).columns == [7, 999]
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_numbers_are_the_labels_of_weights_without_names(width: int) -> None:
+    folders = sorted(f"{number:0{width}d}" for number in range(12))
+    found = select_classes(folders, "D", 12, None)
+    assert found.labels == [int(folder) for folder in folders]
+    assert "the class folders of D are numbers: each number is the label, 0 to 11" in str(found.notice)
+
+
+@pytest.mark.parametrize("folders", [["ant", "bee", "cat"], ["1", "2", "3"], ["0", "1", "1x"], ["0", "00", "1"]])
+def test_other_names_without_names_are_in_text_order_and_reported(folders: list[str]) -> None:
+    found = select_classes(folders, "D", 3, None)
+    assert found.labels == [0, 1, 2]
+    assert f"are taken in text order: labels 0, 1 and so on are {', '.join(folders)}" in str(found.notice)
+
+
+@pytest.mark.parametrize("other", ["n99999999", "007", "\N{SUPERSCRIPT TWO}", "9" * 5000])
+def test_a_thousand_folders_without_names_are_imagenets(other: str) -> None:
+    for folders in ([*IDS[1:], other], [*NUMBERS[:-1], other]):
+        with pytest.raises(DataError, match=r"D has 1000 class folders such as .* 999; rename") as caught:
+            select_classes(sorted(folders), "D", 1000, None)
+        assert len(str(caught.value)) < 1000
 
 
 def test_a_map_by_name_and_by_number() -> None:
@@ -71,17 +94,15 @@ def test_files_of_classes(tmp_path: Path) -> None:
     assert read_class_map(tmp_path / "map") == {"n2": "0", "n1": "1"}
     assert read_class_names(str(tmp_path / "map")) == ["n2", "n1"]
     assert read_class_names("cat, dog") == ["cat", "dog"]
-
-
-@pytest.mark.parametrize(("text", "words"), [("a,1\na,2\n", "line 2 repeats"), ("a,1,2\n", "line 1 has 3 parts")])
-def test_a_map_that_is_wrong(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "map").write_text(text)
-    with pytest.raises(DataError, match=words):
-        read_class_map(tmp_path / "map")
-
-
-def test_words_that_are_no_classes(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="1 different classes"):
         read_class_names("cat,cat")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_class_map(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("a,1\na,2\n", "line 2 repeats"), ("a,1,2\n", "line 1 has 3 parts"), (None, "cannot be read")]
+)
+def test_a_map_that_is_wrong(tmp_path: Path, text: str | None, words: str) -> None:
+    if text:
+        (tmp_path / "map").write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_class_map(tmp_path / "map")

@@ -16,6 +16,7 @@ def test_a_run_is_complete_at_an_early_end_and_not_before():
     assert plan.is_complete(Progress(step=8, evaluated=8, best=best))
     assert not plan.is_complete(Progress(step=6, evaluated=6, best=best))
     assert not plan.is_complete(Progress(step=8, evaluated=6, best=best))
+    assert not plan.is_complete(Progress(step=20, evaluated=18, best={"step": 18}))
     assert not plan.is_complete(Progress(step=2, evaluated=2, best=None))
 
 

@@ -40,13 +40,13 @@ def test_the_steps_of_the_trace(tmp_path, capfd, monkeypatch):
 
 
 def test_a_run_that_ends_within_the_steps_writes_what_it_has(tmp_path):
-    traced(StepProfiler(range(2, 9), tmp_path), range(4))
-    assert steps_in(tmp_path / "profile")[1] == [3, 4]
+    traced(StepProfiler(range(5, 12), tmp_path), range(7))
+    assert steps_in(tmp_path / "profile")[1] == [6, 7]
 
 
 def test_steps_that_never_come_are_a_warning(tmp_path):
     texts = []
-    traced(StepProfiler(range(39, 50), tmp_path, 0, texts.append), range(5, 10))
+    traced(StepProfiler(range(10, 20), tmp_path, 0, texts.append), range(5, 9))
     assert texts == ["warning: --profile traced nothing, because the run ended before the first of the steps"]
     assert not (tmp_path / "profile").exists()
 
@@ -54,5 +54,5 @@ def test_steps_that_never_come_are_a_warning(tmp_path):
 def test_a_trace_that_cannot_be_written_is_a_warning(tmp_path):
     (tmp_path / "profile").write_text("a file")
     texts = []
-    traced(StepProfiler(range(1, 3), tmp_path, 0, texts.append), range(5))
-    assert texts[0].startswith(f"warning: the trace {tmp_path / 'profile' / 'steps-2-3-rank-0'}")
+    traced(StepProfiler(range(5, 7), tmp_path, 0, texts.append), range(8))
+    assert texts[0].startswith(f"warning: the trace {tmp_path / 'profile' / 'steps-6-7-rank-0'}")

@@ -30,10 +30,3 @@ def test_a_pending_result_waits_for_its_own_arrival_alone():
     assert PendingResult(7, 2, NUMBERS, arrival).result() == RESULT
     assert waited == [arrival]
     assert PendingResult.queue(7, 2, NUMBERS).result() == RESULT
-
-
-def test_a_result_has_the_mean_loss_and_the_overflow():
-    assert RESULT.loss == 2.0
-    assert RESULT.overflowed
-    assert not StepResult(7, (1.0,), 4.0, 0.0, stop=False, skipped=True, loss_scale=1.0).overflowed
-    assert not StepResult(7, (float("nan"),), 4.0, 0.0, stop=False, skipped=True, loss_scale=8.0).overflowed

@@ -3,6 +3,7 @@
 import concurrent.futures
 import threading
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -69,33 +70,12 @@ def fill(model, value):
         model.weight.fill_(value)
 
 
-def weight_in(folder, name):
-    """Return the number that fills the weight of a checkpoint."""
-    (number,) = store.read(folder / name)[0]["model.weight"].unique()
-    return number
-
-
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
 def step_name(step):
     return f"step-{step:08}.safetensors"
-
-
-def test_a_save_has_the_current_tensors(make, model, tmp_path):
-    saver = make()
-    for step in (1, 2):
-        fill(model, step)
-        assert save(saver, step)
-    saver.finish()
-    folder = tmp_path / "checkpoints"
-    for step in (1, 2):
-        tensors, metadata = store.read(folder / step_name(step))
-        assert tensors.keys() == {"model.weight", "model.bias"}
-        assert weight_in(folder, step_name(step)) == step
-        facts = CheckpointMetadata.from_metadata(metadata, "file")
-        assert (facts.step, facts.progress, facts.recipe_hash) == (step, progress(step), "hash")
 
 
 def test_last_and_best_link_to_the_right_files(make, tmp_path):
@@ -153,7 +133,11 @@ def test_one_write_at_a_time_and_the_memory_is_not_overwritten(make, model, tmp_
         saver.finish()
         assert begun == [1, 2]
     for step in (1, 2):
-        assert weight_in(tmp_path / "checkpoints", step_name(step)) == step
+        tensors, metadata = store.read(tmp_path / "checkpoints" / step_name(step))
+        assert tensors.keys() == {"model.weight", "model.bias"}
+        assert tensors["model.weight"].unique() == step
+        facts = CheckpointMetadata.from_metadata(metadata, "file")
+        assert (facts.step, facts.progress, facts.recipe_hash) == (step, progress(step), "hash")
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, ZeroDivisionError])
@@ -193,15 +177,16 @@ def test_no_thread_is_left_after_a_write(make):
 # ------------------------------------------------------------------------------------------------ failures
 
 
+FULL = store.SaveError("step 1 could not be saved: the disk is full")
+
+
 @pytest.fixture
-def full_disk(monkeypatch):
-    def fail(*args):
-        raise store.SaveError("step 1 could not be saved: the disk is full")
-
-    monkeypatch.setattr(store, "commit", fail)
+def fail(monkeypatch):
+    """`fail(error)`: let writes fail."""
+    return lambda error: monkeypatch.setattr(store, "commit", Mock(side_effect=error))
 
 
-def test_a_failure_is_seen_without_waiting(make, monkeypatch):
+def test_a_failure_is_seen_without_waiting(make, fail, monkeypatch):
     """The control is a write that succeeds."""
     with slow_disk(monkeypatch) as (may_end, _):
         saver = make()
@@ -211,7 +196,7 @@ def test_a_failure_is_seen_without_waiting(make, monkeypatch):
         wait_for_end(saver)
         assert saver.has_failed is False
         saver.finish()
-    monkeypatch.setattr(store, "commit", lambda *_: 1 // 0)
+    fail(ZeroDivisionError())
     saver.save(2, progress(2))
     wait_for_end(saver)
     assert saver.has_failed is True
@@ -225,10 +210,9 @@ def wait_for_end(saver):
 
 @pytest.mark.parametrize("continue_on_failure", [False, True])
 @pytest.mark.parametrize("heard_by", ["wait", "finish"])
-def test_a_failure_ends_the_run_or_is_a_warning(
-    make, said, full_disk, monkeypatch, tmp_path, heard_by, continue_on_failure
-):
+def test_a_failure_ends_the_run_or_is_a_warning(make, said, fail, monkeypatch, tmp_path, heard_by, continue_on_failure):
     """A run cannot continue after the last step: `finish` always raises, once."""
+    fail(FULL)
     saver = make(continue_on_failure=continue_on_failure)
     save(saver, 1)
     if heard_by == "wait" and continue_on_failure:
@@ -248,7 +232,8 @@ def test_a_failure_ends_the_run_or_is_a_warning(
     assert list(store.steps(tmp_path / "checkpoints")) == [2]
 
 
-def test_a_failure_at_exit_is_a_warning_and_hides_no_exception(make, said, full_disk):
+def test_a_failure_at_exit_is_a_warning_and_hides_no_exception(make, said, fail):
+    fail(FULL)
     saver = make()
     save(saver, 1)
     with pytest.raises(KeyError), saver:
@@ -273,11 +258,8 @@ def test_a_failed_removal_is_a_warning_and_no_failed_save(make, said, tmp_path, 
 
 
 @pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt(), ZeroDivisionError()])
-def test_other_exceptions_are_raised(make, monkeypatch, error):
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr(store, "commit", fail)
+def test_other_exceptions_are_raised(make, fail, error):
+    fail(error)
     saver = make(continue_on_failure=True)
     save(saver, 1)
     with pytest.raises(type(error)) as caught:

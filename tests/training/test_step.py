@@ -280,6 +280,7 @@ def test_a_spoilt_step_changes_nothing(variant, spoil, device):
     assert report.skipped
     assert math.isfinite(report.loss) == (spoil == "gradient")
     assert not math.isfinite(report.grad_norm)
+    assert report.overflowed == (variant == "fp16" and spoil == "gradient")
     if variant == "fp16":  # The scaler lowers the scale after both kinds.
         assert bench.step.scaler.get_scale() == other.step.scaler.get_scale() / 2
         other.step.scaler.load_state_dict(bench.step.scaler.state_dict())

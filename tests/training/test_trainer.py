@@ -17,8 +17,8 @@ def test_everything_in_its_order():
         "step0 step1 train2 step2 step3 train4 save4 evaluate4 validate4 save4 "  # The second save has the new best.
         "step4 step5 train6 step6 step7 train8 save8 evaluate8 validate8 save8 finish8"
     )
-    assert run.logger.advanced == 8
-    assert run.logger.bars == [("train", 0, 8), ("validate", 2), ("validate", 2)]
+    assert run.logger.bar.n == 8
+    assert run.logger.bars == [("train", 0, 8), ("validate", 0, 2), ("validate", 0, 2)]
 
 
 def test_a_result_is_read_after_the_next_step_was_queued():

@@ -48,7 +48,7 @@ def test_the_mean_is_over_the_steps_that_were_not_skipped():
     run = fitted(loss_of=lambda s: (float(s), math.nan if s in (1, 4, 5) else s + 1.0), stop_after_skips=9)
     found = [(event["loss"], event["skipped"]) for event in run.events("train")]
     assert found == [(0.5, 1), (3.0, 0), (None, 2), (7.0, 0)]
-    assert run.logger.advanced == 8  # Skipped steps count as steps.
+    assert run.logger.bar.n == 8  # Skipped steps count as steps.
 
 
 @pytest.mark.parametrize(("limit", "last"), [(1, 0), (2, 5), (3, 6)])

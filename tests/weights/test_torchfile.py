@@ -65,28 +65,22 @@ def save(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Path]:
 # ------------------------------------------------------------------------------------------------ files that are read
 
 
-MOMENTUM = {"state": {0: {"momentum_buffer": torch.ones(3)}}}
 FLAT = torch.arange(10.0)
+NORM = torch.nn.BatchNorm2d(4)
+STATES = {
+    "a state": small_state(),
+    "an entry, as in torch's ImageNet example": {"epoch": 3, "state_dict": small_state(), "optimizer": {"state": {}}},
+    "a dict with the attribute `_metadata`": NORM.state_dict(),
+    "parameters": dict(NORM.named_parameters()),
+    "one storage cut into tensors": {"a": FLAT[:4].view(2, 2), "b": FLAT[4:]},
+}
 
 
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"epoch": 3, "state_dict": state, "o": MOMENTUM}])
-def test_state_dicts(save, wrap: Callable[[OrderedDict], dict]) -> None:
-    """The state alone, or as in the checkpoints of torch's ImageNet example."""
-    assert_same(read_torch_file(save(wrap(small_state()))).tensors, small_state())
-
-
-def test_modules_and_parameters(save) -> None:
-    """state_dict() of a module has an attribute, `_metadata`, and named_parameters() gives Parameters."""
-    module = torch.nn.BatchNorm2d(4)
-    for tensors in (module.state_dict(), dict(module.named_parameters())):
-        found = read_torch_file(save(tensors)).tensors
-        assert_same(found, tensors)
-        assert all(type(tensor) is torch.Tensor and not tensor.requires_grad for tensor in found.values())
-
-
-def test_one_storage_cut_into_tensors(save) -> None:
-    tensors = {"a": FLAT[:4].view(2, 2), "b": FLAT[4:]}
-    assert_same(read_torch_file(save(tensors)).tensors, tensors)
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_state_dicts(save, state: dict) -> None:
+    found = read_torch_file(save(state)).tensors
+    assert_same(found, state.get("state_dict", state))
+    assert all(type(tensor) is torch.Tensor and not tensor.requires_grad for tensor in found.values())
 
 
 @pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.weights_bytes])
@@ -131,14 +125,10 @@ def test_handwritten_pickle(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize(
-    ("numel", "announced", "reason"),
-    [(10**9, 6, "was cut off or changed"), (6, 10**9, "1,000,000,000 elements, not 6")],
-)
-def test_a_storage_of_another_size(tmp_path: Path, numel: int, announced: int, reason: str) -> None:
-    path, numbers = tmp_path / "weights.pth", struct.pack("<q", announced) + bytes(24)
-    path.write_bytes(old_file(tensor_pickle(numel, 0, (numel,), (1,)), ["0"], numbers))
-    assert reason in refusal(path)
+def test_a_storage_of_another_size(tmp_path: Path) -> None:
+    path, numbers = tmp_path / "weights.pth", struct.pack("<q", 10**9) + bytes(24)
+    path.write_bytes(old_file(tensor_pickle(6, 0, (6,), (1,)), ["0"], numbers))
+    assert "1,000,000,000 elements, not 6" in refusal(path)
 
 
 def test_many_tensors_of_one_storage(save) -> None:
@@ -243,14 +233,10 @@ def test_odd_zips(tmp_path: Path, members: list[str]) -> None:
     assert "not a zip of torch.save" in refusal(tmp_path / "file")
 
 
-def test_names_cannot_write_to_the_terminal(tmp_path: Path, save) -> None:
+def test_names_cannot_write_to_the_terminal(save) -> None:
     message = refusal(save({"\x1b[2J\x1b]0;owned\x07" + "a" * 10_000 + str(i): "text" for i in range(50)}))
     assert r"\x1b[2J" in message
     assert len(message) < 3000
-    with pytest.raises(CheckpointError) as caught:
-        read_torch_file(tmp_path / "\x1b[2Jweights.pth")
-    assert str(caught.value).isprintable()
-    assert "weights.pth" in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------ two readings

@@ -14,6 +14,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -26,9 +27,7 @@ VERSION = 7
 
 _COLUMNS = ("label", "offset", "size", "name_ends", "names")
 
-
-def _no_column() -> np.ndarray:
-    return np.empty(0, np.uint8)
+_no_column = partial(np.empty, 0, np.uint8)
 
 
 class NotAnIndex(Exception):
@@ -97,18 +96,13 @@ def write_index(path: Path, index: Index) -> None:
 
 def _content(index: Index) -> bytes:
     """Return the bytes of the file. One entry of metadata, since the library writes several in any order."""
-    columns, facts = _narrow(index), json.dumps([VERSION, index.classes, index.fingerprint, index.notices])
-    return save(columns, {"index": f"{_checksum(facts, columns)} {facts}"})
-
-
-def _narrow(index: Index) -> dict[str, np.ndarray]:
-    """Return the columns, each with the smallest type for the numbers of the column."""
-    narrow: dict[str, np.ndarray] = {}
-    for name in _COLUMNS:
+    columns: dict[str, np.ndarray] = {}
+    for name in _COLUMNS:  # Each has the smallest type for its numbers.
         column: np.ndarray = getattr(index, name)
         kind = np.min_scalar_type(int(column.max())) if len(column) else np.dtype(np.uint8)
-        narrow[name] = np.ascontiguousarray(column, kind.newbyteorder("<"))
-    return narrow
+        columns[name] = np.ascontiguousarray(column, kind.newbyteorder("<"))
+    facts = json.dumps([VERSION, index.classes, index.fingerprint, index.notices])
+    return save(columns, {"index": f"{_checksum(facts, columns)} {facts}"})
 
 
 def _checksum(facts: str, columns: Mapping[str, np.ndarray]) -> str:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from seresnext.data.readers.class_labels import read_class_map
 from seresnext.errors import CheckpointError, DataError
 from seresnext.files import read_lines
 from seresnext.paths import is_list
@@ -72,6 +71,22 @@ def stored_choice(dataset: Mapping[str, Any], source: str = "the checkpoint") ->
         return PhotoChoice.model_validate({**dataset["choice"], "is_stored": True})
     except (ValidationError, TypeError):
         raise CheckpointError(f"{source} has a choice of photos that no run writes; use another file") from None
+
+
+def read_class_map(path: Path, option: str = "--class-map", has_numbers: bool = True) -> dict[str, str]:
+    """Return the class of each folder from a text file: `folder,class` a line, or only folders (then labels 0, 1, ...).
+
+    A file of folders alone is timm's `--class-map`, and is refused unless `has_numbers`. Empty lines do not count.
+    `option` names the setting in messages. Raise DataError.
+    """
+    found: dict[str, str] = {}
+    for number, row in enumerate(csv.reader(read_lines(path))):
+        folder, name = row if len(row) == 2 else (row[0], str(number))
+        if len(row) > 2 or folder in found or (len(row) == 1 and not has_numbers):
+            problem = "repeats a folder" if folder in found else f"has {len(row)} part{'s' * (len(row) > 1)}"
+            raise DataError(f"{option} {path}: line {number + 1} {problem}; write `folder,class` for each folder")
+        found[folder] = name.strip()
+    return found
 
 
 def _read_excluded(file: Path, root: Path) -> tuple[str, ...]:

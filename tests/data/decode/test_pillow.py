@@ -235,46 +235,48 @@ def test_a_png_with_exif_behind_the_pixels_and_large_texts_is_turned():
 
 XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="8"/></x:xmpmeta>'
 TAG = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+
+
+def jpeg_with(*bodies: bytes) -> bytes:
+    """Return the picture as a JPEG with segments of metadata."""
+    segments = b"".join(b"\xff\xe1" + (len(body) + 2).to_bytes(2) + body for body in bodies)
+    data = encoded(PICTURE)
+    return data[:2] + segments + data[2:]
+
+
 METADATA = {
-    "good": {"exif": b"Exif\0\0" + TAG},
-    "XMP": {"xmp": XMP},
-    "EXIF and XMP": {"exif": turned(6), "xmp": XMP},
-    "a byte": {"exif": b"Exif\0\0" + TAG.replace(b"\0\x03\0\0\0\x01\0\x06", b"\0\x01\0\0\0\x01\x06\0")},
-    "two values": {"exif": b"Exif\0\0" + TAG.replace(b"\0\0\0\x01\0\x06\0\0", b"\0\0\0\x02\0\x06\0\x03")},
-    "text": {"exif": b"Exif\0\0" + TAG.replace(b"\0\x03\0\0\0\x01\0\x06", b"\0\x02\0\0\0\x01\x36\0")},
-    "cut off": {"exif": b"Exif\0\0" + TAG[:-8]},
-    "no header": {"exif": b"Exif\0\0" + b"garbage"},
-    "another header": {"exif": b"Exif\0\0XX*\0" + TAG[4:]},
-    "empty": {"exif": b"Exif\0\0"},
-    "a far directory": {"exif": b"Exif\0\0MM\0*\xff\xff\xff\xff"},
+    "good": encoded(PICTURE, exif=b"Exif\0\0" + TAG),
+    "XMP": encoded(PICTURE, xmp=XMP),
+    "EXIF and XMP": encoded(PICTURE, exif=turned(6), xmp=XMP),
+    "a byte": encoded(PICTURE, exif=b"Exif\0\0" + TAG.replace(b"\0\x03\0\0\0\x01\0\x06", b"\0\x01\0\0\0\x01\x06\0")),
+    "two values": encoded(PICTURE, exif=b"Exif\0\0" + TAG.replace(b"\0\0\0\x01\0\x06\0\0", b"\0\0\0\x02\0\x06\0\x03")),
+    "text": encoded(PICTURE, exif=b"Exif\0\0" + TAG.replace(b"\0\x03\0\0\0\x01\0\x06", b"\0\x02\0\0\0\x01\x36\0")),
+    "cut off": encoded(PICTURE, exif=b"Exif\0\0" + TAG[:-8]),
+    "no header": encoded(PICTURE, exif=b"Exif\0\0" + b"garbage"),
+    "another header": encoded(PICTURE, exif=b"Exif\0\0XX*\0" + TAG[4:]),
+    "empty": encoded(PICTURE, exif=b"Exif\0\0"),
+    "in two segments": jpeg_with(turned(6)[:-3], b"Exif\0\0" + turned(6)[-3:]),
+    "a far directory": encoded(PICTURE, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"),
 }
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", METADATA)
 def test_odd_and_broken_metadata(kind: str):
-    """Pillow's own function is the oracle. Where Pillow raises an error, the pixels stay."""
-    data = encoded(PICTURE, **METADATA[kind])
+    """Pillow's own function is the oracle. Where Pillow raises an error, the pixels stay.
+
+    Cameras split EXIF of more than 64 KiB, and Pillow joins the segments.
+    """
+    data = METADATA[kind]
     try:
         expected = upright(data)
     except Exception:
         expected = np.asarray(rgb(data))
     np.testing.assert_array_equal(np.asarray(decode(data, "any", UPRIGHT)), expected)
-    assert (expected.shape == (20, 24, 3)) == (kind in ("good", "XMP", "EXIF and XMP", "two values"))
+    assert (expected.shape == (20, 24, 3)) == (kind in ("good", "XMP", "EXIF and XMP", "two values", "in two segments"))
     for fast in (False, True)[: 1 + HAS_NVIMGCODEC]:
         (found,) = RegionDecoder(UPRIGHT, fast)([Encoded(data, str)], lambda _, *size: Crop(0, 0, *size, False))
         np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("first", [6, 1])
-def test_exif_in_two_segments_is_joined(first: int):
-    """Cameras split EXIF of more than 64 KiB. Pillow joins the segments."""
-    whole = turned(first)
-    data = jpeg_with(whole[:-3], b"Exif\0\0" + whole[-3:])
-    assert (upright(data).shape == (20, 24, 3)) == (first == 6)
-    for fast in (False, True)[: 1 + HAS_NVIMGCODEC]:
-        (found,) = RegionDecoder(UPRIGHT, fast)([Encoded(data, str)], lambda _, *size: Crop(0, 0, *size, False))
-        np.testing.assert_array_equal(found, upright(data))
 
 
 @needs_heic
@@ -321,13 +323,6 @@ def test_a_gray_of_16_bits_counts_as_opaque():
     data = encoded(Image.fromarray(values), "PNG", transparency=4700)
     found = np.asarray(decode(data, "any", Decoding(1000, background=(255, 0, 0))))
     np.testing.assert_array_equal(found, np.repeat((values >> 8)[..., None], 3, 2))
-
-
-def jpeg_with(*bodies: bytes) -> bytes:
-    """Return the picture as a JPEG with segments of metadata."""
-    segments = b"".join(b"\xff\xe1" + (len(body) + 2).to_bytes(2) + body for body in bodies)
-    data = encoded(PICTURE)
-    return data[:2] + segments + data[2:]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torchvision
-from advances import record_bars
 
 from seresnext.data.readers import folder as module
 from seresnext.data.readers.folder import FolderReader
@@ -212,14 +211,6 @@ def test_an_unchanged_folder_is_not_listed_again(tmp_path: Path, listings: list[
     make(tmp_path, "train/loose.jpg")
     with pytest.raises(DataError, match=r"1 images are outside of class folders, such as loose.jpg"):
         FolderReader(tmp_path, "train")
-
-
-def test_all_classes_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    bars = record_bars(module, monkeypatch)
-    FolderReader(make(tmp_path, *(f"train/{name}/{n}.jpg" for name in "abcde" for n in range(3))), "train")
-    (bar,) = bars
-    assert (bar.label, bar.total) == ("index of train", 5)
-    bar.assert_adds_up(5)
 
 
 # ------------------------------------------------------------------------------------------------ the signature
