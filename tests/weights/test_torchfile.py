@@ -87,7 +87,7 @@ def test_state_dicts(save, state: dict) -> None:
 def test_files_as_published(name: str, tmp_path: Path) -> None:
     """The published files have the same size to the byte, so the format is right."""
     state = create_model(name).state_dict()
-    path = tmp_path / MODELS[name].weights_file
+    path = tmp_path / "weights.pth"
     v2 = "26" in name
     if not v2:
         state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
@@ -140,11 +140,6 @@ def test_compressed_zip(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "weights.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
     assert "a compressed zip" in refusal(tmp_path / "weights.pth")
-
-
-def test_a_pickle_without_end(save) -> None:
-    """The pickle of SE-ResNeXt-101 takes 130 thousand bytes."""
-    assert "is damaged or more" in refusal(save({"w": FLAT, "args": ["text"] * 600_000}))
 
 
 # A comparison or a print of this list would need a very deep stack.
