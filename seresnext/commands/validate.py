@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -81,12 +80,11 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
 
 def _validate(options: Namespace, world: World) -> None:
     from seresnext.evaluation.table import write_table
-    from seresnext.run.validate import ValidationSettings, validate
+    from seresnext.run.validate import validate
 
-    settings = ValidationSettings(**{field.name: getattr(options, field.name) for field in fields(ValidationSettings)})
     reports = []
     for path in options.checkpoint:
-        validation = validate(path, world, settings)
+        validation = validate(path, world, options)
         reports.append(validation.to_json())
         if options.table and world.is_first:
             write_table(validation.table(), options.table)
