@@ -155,9 +155,3 @@ def test_an_escape_is_reported_kept_and_read_again(monkeypatch, tmp_path, capsys
     out, _ = capsys.readouterr()
     assert f"file: {len(kept)} bytes: {kept!a}" in out
     assert "Traceback" in out
-
-
-@pytest.mark.parametrize("words", [("--only", "nothing"), ("--number", 3), ("--only", "jpeg,png", "--number", 3)])
-def test_arguments_that_name_no_input(monkeypatch, capsys, words):
-    assert run(monkeypatch, *words) == 2
-    assert str(words[0]) in capsys.readouterr().err
