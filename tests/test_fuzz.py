@@ -45,8 +45,6 @@ def test_nothing_escapes(monkeypatch, tmp_path, capsys):
     assert sum(row["refused"] for row in rows) > 600
 
 
-# ------------------------------------------------------------------------------------------------ controls
-
 SEED = {"file": bytes(range(64))}
 
 
@@ -134,9 +132,6 @@ def test_a_valid_input_that_is_refused():
 def test_a_reader_that_always_hangs_is_given_up():
     row = fuzz("planted", planted(wait_for_ever), range(100), seconds=0.1)
     assert 1 < row.inputs < 10
-
-
-# ------------------------------------------------------------------------------------------------ command
 
 
 def test_an_escape_is_reported_kept_and_read_again(monkeypatch, tmp_path, capsys):
