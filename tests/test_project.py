@@ -24,9 +24,6 @@ def tracked_files() -> list[Path]:
     return [path for name in listing.split("\0") if name and (path := ROOT / name).is_file()]
 
 
-# ------------------------------------------------------------------------------------------------ import rules
-
-
 def lint_imports(folder: Path, module: str, added: str) -> tuple[int, str]:
     """Check the import rules of a copy of the project, with a line added to a module. Return exit code and output."""
     shutil.copytree(ROOT / "seresnext", folder / "seresnext", ignore=shutil.ignore_patterns("__pycache__"))
@@ -60,9 +57,6 @@ def test_a_wrong_import_is_named(tmp_path, module, added, named):
     code, output = lint_imports(tmp_path, module, added)
     assert code == 1
     assert named in output
-
-
-# ------------------------------------------------------------------------------------------------ tests mirror modules
 
 
 # Modules without a test file of the same name, and the file that tests each.
@@ -106,9 +100,6 @@ def test_every_module_has_its_test_file():
     assert missing == []
 
 
-# ------------------------------------------------------------------------------------------------ pinned packages
-
-
 def pins() -> dict[str, Requirement]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
@@ -149,8 +140,6 @@ def test_pins_are_exact_versions_from_an_index():
         assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), requirement
 
 
-# ------------------------------------------------------------------------------------------------ files and words
-
 # Folders and package indexes of one machine.
 _LOCAL = re.compile(r"(?<![\w.$}])/(work|root|home/\w+|opt/pypi|Users/\w+)/|file://|https?://[\w.]*pypi[\w.]*/simple")
 
@@ -172,9 +161,6 @@ def test_a_local_path_is_found(line):
 def test_no_large_or_binary_model_files_in_git():
     assert [str(path) for path in tracked_files() if path.stat().st_size > 500_000] == []
     assert [str(path) for path in tracked_files() if path.suffix in {".pth", ".pt", ".pkl", ".safetensors"}] == []
-
-
-# ------------------------------------------------------------------------------------------------ documents
 
 
 def code_blocks(document: str) -> str:

@@ -175,7 +175,7 @@ def read_yaml(text: str, origin_of: Callable[[int], str]) -> Node:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         character = f"U+{ord(text[error.position]):04X}"
-        raise RecipeError([f"{origin_of(line)}: character {character} is not allowed"]) from None
+        raise RecipeError([f"{origin_of(line)}: character {character} is not allowed; remove the character"]) from None
     try:
         return _Builder(loader, origin_of).document()
     except yaml.MarkedYAMLError as error:
