@@ -34,13 +34,10 @@ def test_a_batch_is_as_promised(reader: Reader):
 
 @pytest.mark.parametrize("fast", DECODERS)
 @pytest.mark.parametrize(("interpolation", "levels"), [("bilinear", 2), ("bicubic", 10)])
-def test_pixels_of_photographs_equal_pillow(photographs: list[bytes], tmp_path: Path, interpolation, levels, fast):
+def test_pixels_of_photographs_equal_pillow(photographs: list[bytes], interpolation, levels, fast):
     """From the file to the batch: the crop that is drawn at the image's address, cut and resized by Pillow."""
-    for number, data in enumerate(photographs):
-        (folder := tmp_path / "train" / f"class_{number % 2}").mkdir(parents=True, exist_ok=True)
-        (folder / f"{number}.JPEG").write_bytes(data)
     transform = RandomResizedCrop(224, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, interpolation)
-    reader = open_reader(tmp_path, "train")
+    reader = Images(*photographs)
     source = TrainImages(reader, transform, seed=5, decoding=Decoding(10**8), fast=fast)
     filters = [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC]
     own, other = filters if interpolation == "bilinear" else filters[::-1]
