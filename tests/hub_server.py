@@ -53,14 +53,10 @@ def serve_hub(cache: Path) -> Iterator[Hub]:
 
     @app.post("/api/models/<path:repository>/preupload/main")
     def preupload(repository: str) -> Any:
-        modes = {True: "lfs", False: "regular"}
-        paths = [file["path"] for file in request.get_json()["files"]]
-        return {
-            "files": [
-                {"path": path, "uploadMode": modes[path.endswith(".safetensors")], "shouldIgnore": False, "oid": None}
-                for path in paths
-            ]
-        }
+        files = [{"path": file["path"], "shouldIgnore": False, "oid": None} for file in request.get_json()["files"]]
+        for file in files:
+            file["uploadMode"] = "lfs" if file["path"].endswith(".safetensors") else "regular"
+        return {"files": files}
 
     @app.post("/<path:repository>.git/info/lfs/objects/batch")
     def batch(repository: str) -> Any:
@@ -77,12 +73,11 @@ def serve_hub(cache: Path) -> Iterator[Hub]:
 
     @app.post("/api/models/<path:repository>/commit/main")
     def commit(repository: str) -> Any:
-        for line in request.get_data().splitlines():
-            entry = json.loads(line)
-            if entry["key"] == "file":
-                hub.files[repository][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-            elif entry["key"] == "lfsFile":
-                hub.files[repository][entry["value"]["path"]] = large[entry["value"]["oid"]]
+        for entry in map(json.loads, request.get_data().splitlines()):
+            value = entry["value"]
+            if entry["key"] != "header":
+                content = large[value["oid"]] if "oid" in value else base64.b64decode(value["content"])
+                hub.files[repository][value["path"]] = content
         return {"success": True, "commitOid": COMMIT, "commitUrl": f"{hub.address}/{repository}/commit/{COMMIT}"}
 
     @app.get("/<org>/<name>/resolve/main/<path:path>")

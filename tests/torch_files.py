@@ -9,6 +9,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -43,9 +44,8 @@ class _StatePickler(pickle.Pickler):
         return ("storage", kind, key, "cpu", obj.tensor.numel(), None)
 
 
-class _Stored:
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
+class _Stored(NamedTuple):
+    tensor: torch.Tensor
 
 
 def save_as_published(tensors: Mapping[str, torch.Tensor], path: Path, v2: bool) -> None:

@@ -20,7 +20,7 @@ from seresnext.data.order import Order
 from seresnext.data.readers import Reader
 from seresnext.distributed import World
 from seresnext.errors import DataError
-from seresnext.recipe.batch_sizes import least_micro_size
+from seresnext.recipe.check import least_micro_size
 from seresnext.recipe.schema import Recipe
 from seresnext.run.environment import describe_environment, settings_of_bits
 from seresnext.run.estimate import Spread, number

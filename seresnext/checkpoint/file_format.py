@@ -18,8 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seresnext.weights.marks import CHUNK, DIGEST_OFFSET, DIGEST_ZEROS, HEADER_START
+from seresnext.weights.marks import DIGEST_OFFSET, DIGEST_ZEROS, HEADER_START
 from seresnext.weights.safetensors_file import DTYPE_NAMES
+
+_CHUNK = 8 << 20  # bytes; large enough to make system calls cheap, small enough to stay in the cache during hashing
 
 
 def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[Tensor]]:
@@ -61,8 +63,8 @@ def write_synced(path: Path, header: bytes, tensors: list[Tensor]) -> None:
 
 
 def _write_hashed(file: int, data: memoryview, digest: hashlib._Hash) -> None:
-    for start in range(0, len(data), CHUNK):
-        chunk = data[start : start + CHUNK]
+    for start in range(0, len(data), _CHUNK):
+        chunk = data[start : start + _CHUNK]
         digest.update(chunk)
         while chunk:
             chunk = chunk[os.write(file, chunk) :]

@@ -132,7 +132,6 @@ def open_weights(path: str | Path, weights: str | None = None) -> LoadedWeights:
     if not texts:
         if weights == "ema" and kind != "ema":
             raise UsageError(no_such_weights)
-        tensors = model_tensors(tensors, source)
         return LoadedWeights(source, tensors, kind, config=read_config(path), arguments=arguments)
     metadata = CheckpointMetadata.from_metadata(texts, source)
     recipe = metadata.read_recipe(source)

@@ -27,7 +27,6 @@ DIGEST_ZEROS = b"0" * 64
 """The digest field while the digest is computed."""
 DIGEST_OFFSET = 8 + len(HEADER_START)
 _FIX = "use another checkpoint"
-CHUNK = 8 << 20  # bytes; large enough to make system calls cheap, small enough to stay in the cache during hashing
 
 
 def is_checkpoint(metadata: Mapping[str, str]) -> bool:
@@ -64,9 +63,7 @@ def verify_digest(path: Path) -> None:
             if start[8:DIGEST_OFFSET] != HEADER_START or len(claimed) != len(DIGEST_ZEROS):
                 raise CheckpointError(f"{path} is no checkpoint of this project, or the beginning is damaged; {_FIX}")
             digest = hashlib.sha256(start[:DIGEST_OFFSET] + DIGEST_ZEROS)
-            buffer = memoryview(bytearray(CHUNK))
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
+            hashlib.file_digest(file, lambda: digest)
         except OSError as error:
             raise UnreadableError(f"{path} cannot be read: {error.strerror}; {_FIX}") from error
     if digest.hexdigest().encode() != claimed:

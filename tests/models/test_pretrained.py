@@ -60,7 +60,7 @@ def fresh(name: str = NAME, num_classes: int = 1000, in_channels: int = 3) -> SE
     return model
 
 
-def refusal(model: SENet, tensors: Mapping[str, Tensor], **options: bool) -> str:
+def refusal(model: SENet, tensors: Mapping[str, Tensor], **options: Any) -> str:
     """Return the message of a refusal. The model must not change."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"weights\.pth") as caught:
@@ -218,6 +218,30 @@ def test_the_recipe_of_a_checkpoint_names_the_stem(tmp_path: Path) -> None:
         load_pretrained(tmp_path / "other.safetensors")
 
 
+@pytest.mark.full
+def test_weights_of_the_other_stem_are_refused() -> None:
+    """All shapes agree: the names, or the recipe of a checkpoint, tell the stem."""
+    new, old = "seresnext50_32x4d", "legacy_seresnext50_32x4d"
+    padded, rounded = fresh(new, num_classes=7), fresh(old, num_classes=7)
+    timms = timm.create_model(new, num_classes=7).state_dict()
+    assert load_weights(padded, timms, "weights.pth") == []
+    for model, tensors, recorded, right in [
+        (rounded, timms, None, new),
+        (padded, rounded.state_dict(), None, old),
+        (padded, padded.state_dict(), "seresnext50", old),
+        (rounded, padded.state_dict(), new, new),
+    ]:
+        message = refusal(model, tensors, recorded_name=recorded)
+        assert f"model.name={right}" in message
+        assert "stem" in message
+    # Without a classifier in the file the model is unknown, and the stem is still refused.
+    headless = {name: tensor for name, tensor in timms.items() if not name.startswith("fc.")}
+    assert "stem" in refusal(rounded, headless, reset_head=True)
+    assert "has no classifier" in load_weights(padded, headless, "weights.pth", reset_head=True)[0]
+    with pytest.raises(CheckpointError, match="names of two models"):
+        identify_model({**timms, "last_linear.weight": timms["fc.weight"]})
+
+
 def test_odd_shapes_are_not_identified(state: State) -> None:
     # The last two are empty, and announce a model of a billion classes or channels.
     for shape in ((), (0, 0), (64, 0, 7, 7), (2**30, 0), (64, 2**30, 0, 0)):
@@ -230,7 +254,7 @@ def test_odd_shapes_are_not_identified(state: State) -> None:
 
 
 def test_published_file(tmp_path: Path, state: State) -> None:
-    path = tmp_path / MODELS[NAME].weights_file
+    path = tmp_path / "seresnext26_32x4d-65ebdb501.pth"
     torch.save(state, path, _use_new_zipfile_serialization=False)
     model, preprocessing = load_pretrained(path)
     assert same(model, state)
