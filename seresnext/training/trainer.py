@@ -62,9 +62,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._stopping = False
-        precision = PRECISIONS[self.recipe.runtime.precision]
+        precision, is_stopping = (
+            PRECISIONS[self.recipe.runtime.precision],
+            lambda: self.stop.requested or self._stopping,
+        )
         # Of a validation and of a recalibration.
-        self._options: dict[str, Any] = {"precision": precision, "stop_requested": self._stop_requested}
+        self._options: dict[str, Any] = {"precision": precision, "stop_requested": is_stopping}
         self._last_submitted = self._last_written = replace(self.progress)
         self._pending: PendingResult | None = None
         self._result: StepResult | None = None
@@ -152,7 +155,8 @@ class Trainer:
         progress, skip = self.progress, describe_skip(result, self.names)
         progress.skips_in_a_row += 1
         progress.history = record(progress.history, skip.step, skip.reason, skip.samples)
-        self.logger.write({**skip.event, "epoch": skip.step / self.plan.steps_per_epoch}, text=skip.warning)
+        event = {"event": "skipped", **asdict(skip), "epoch": skip.step / self.plan.steps_per_epoch}
+        self.logger.write(event, text=skip.warning)
         if progress.skips_in_a_row >= self.recipe.optimizer.stop_after_skips:
             raise skip.to_error(progress.skips_in_a_row)
 
@@ -236,9 +240,6 @@ class Trainer:
                 if not recalibrate(model, batches, world=self.world, **self._options):
                     self._stopping = True
                     return
-
-    def _stop_requested(self) -> bool:
-        return self.stop.requested or self._stopping
 
     def _save(self) -> None:
         self._finish_step()
