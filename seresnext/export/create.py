@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import AliasPath, BaseModel, Field, FiniteFloat, ValidationError
 
 from seresnext.classifier import class_names
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
@@ -141,10 +141,6 @@ def describe(options: Namespace) -> None:
         print(f"wrote {shown_path(options.output)}")
 
 
-class _Calibration(BaseModel):
-    temperature: FiniteFloat = Field(gt=0)
-
-
 class _Evaluation(BaseModel):
     """The part of the JSON of `seresnext validate` that an export uses. Other keys are ignored."""
 
@@ -157,7 +153,9 @@ class _Evaluation(BaseModel):
     preprocessing: dict[str, Any] | None = None
     flip: bool | None = None
     num_classes: int | None = None
-    calibration: _Calibration | None = None
+    temperature: FiniteFloat | None = Field(
+        default=None, gt=0, validation_alias=AliasPath("calibration", "temperature")
+    )
 
 
 def read_evaluation(path: Path, loaded: LoadedWeights) -> dict[str, float]:
@@ -188,5 +186,4 @@ def read_evaluation(path: Path, loaded: LoadedWeights) -> dict[str, float]:
                 f"{where} was measured with {name} {printable(given)}, and the export has {printable(own)}; measure "
                 "the checkpoint with the same options"
             )
-    figures = found.model_dump(include={"top1", "top5", "loss", "num_images"}, exclude_none=True)
-    return figures | ({"temperature": found.calibration.temperature} if found.calibration else {})
+    return found.model_dump(include={"top1", "top5", "loss", "num_images", "temperature"}, exclude_none=True)

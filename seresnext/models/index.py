@@ -75,7 +75,7 @@ def print_models() -> None:
             model = create_model(name)
         print(
             f"{name:<25} {_parameters(model):>10,} {count_multiply_adds(model) / 1e9:>11.2f} G "
-            f"{row.top1:>6.2f} {row.top5:>6.2f}  {row.weights_file}"
+            f"{row.top1:>6.2f} {row.top5:>6.2f}  {row.weights_urls[-1].rpartition('/')[2]}"
             + (f" ({row.weights_bytes:,})" if row.weights_bytes else "")
         )
     print(

@@ -31,11 +31,6 @@ class Architecture:
     crop_pct: float = 0.875
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 
-    @property
-    def weights_file(self) -> str:
-        """Return the name of the file that was measured."""
-        return self.weights_urls[-1].rpartition("/")[2]
-
 
 # Sources of the `legacy_` weights: Hu et al. trained 50 and 101 in Caffe. Cadene's pretrained-models.pytorch converted
 # and measured them; that server is reported dead. timm's senet.py has the addresses of copies, which have other names

@@ -5,6 +5,7 @@ The networks whose stem rounds its size up, timm's `legacy_seresnext*`, have thi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -15,18 +16,15 @@ from seresnext.models.senet import SENet
 
 T = TypeVar("T")
 
-_PREFIXES = (("layer0.conv1.", "conv1."), ("layer0.bn1.", "bn1."), ("last_linear.", "fc."))
-_OURS, _TIMMS = ".se_module.", ".se."
-
 
 def has_timm_names(names: Iterable[str]) -> bool:
     """Return whether these are names of a network of timm with squeeze-and-excitation and without `legacy_`."""
-    return any(_TIMMS in name for name in names)
+    return any(".se." in name for name in names)
 
 
 def from_timm_names(tensors: Mapping[str, T], source: str) -> dict[str, T]:
     """Return the same tensors under this project's names. Raise CheckpointError if two tensors get one name."""
-    renamed = {_replace(name.replace(_TIMMS, _OURS), [(new, old) for old, new in _PREFIXES]): name for name in tensors}
+    renamed = {_our_name(name): name for name in tensors}
     if len(renamed) < len(tensors):
         raise CheckpointError(f"{source} has tensors under the names of two models; use a file of one model")
     return {name: tensors[timms] for name, timms in renamed.items()}
@@ -39,11 +37,13 @@ def timm_state_dict(model: SENet) -> dict[str, Tensor]:
     """
     if model.stem_pool == "ceil":
         return dict(model.state_dict())
-    return {_replace(name.replace(_OURS, _TIMMS), _PREFIXES): tensor for name, tensor in model.state_dict().items()}
+    return {
+        name.removeprefix("layer0.").replace(".se_module.", ".se.").replace("last_linear.", "fc."): tensor
+        for name, tensor in model.state_dict().items()
+    }
 
 
-def _replace(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
-    for old, new in prefixes:
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
+def _our_name(name: str) -> str:
+    if name.startswith(("conv1.", "bn1.")):
+        return f"layer0.{name}"
+    return re.sub(r"^fc\.", "last_linear.", name).replace(".se.", ".se_module.")

@@ -17,6 +17,7 @@ PARTS = ("ema.", "model.")
 
 MOST_TENSORS = 40_000
 """No file of weights has more tensors. A checkpoint of SE-ResNeXt-101 has 2,000."""
+MOST_DIMENSIONS = 5  # of a tensor; weights have at most 4
 
 T = TypeVar("T")
 

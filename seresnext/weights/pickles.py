@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.serialization import StorageType
 
 from seresnext.printable import printable
+from seresnext.weights.names import MOST_DIMENSIONS
 
-_MOST_DIMENSIONS = 5  # weights have at most 4
 # fmt: off
 _INSTRUCTIONS = (
     "PROTO", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
@@ -49,7 +49,7 @@ def load_pickle(stream: BinaryIO, room: int = 0) -> tuple[Any, dict[str, Tensor]
 
 def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
     """Return a view of a storage. torch checks the bounds. Further arguments are flags and hooks of training."""
-    if len(shape) > _MOST_DIMENSIONS:
+    if len(shape) > MOST_DIMENSIONS:
         raise ValueError(f"a tensor has {len(shape):,} dimensions")
     return storage.as_strided(shape, stride, offset)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from seresnext.errors import CheckpointError
 from seresnext.printable import printable, shown_path
-from seresnext.weights.names import MOST_TENSORS
+from seresnext.weights.names import MOST_DIMENSIONS, MOST_TENSORS
 from seresnext.weights.opening import open_file
 
 # Bytes. A checkpoint of SE-ResNeXt-101 has 400 thousand. A parsed header takes about ten times the length of the text.
@@ -28,7 +28,6 @@ _LONGEST_HEADER = 16 << 20
 # Texts in a header: five for each tensor, and the metadata.
 _MOST_TEXTS = 6 * MOST_TENSORS
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_MOST_DIMENSIONS = 16
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -74,7 +73,7 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
             for name in opened.keys():  # noqa: SIM118
                 tensor = opened.get_slice(name)
                 dtype, dimensions = tensor.get_dtype(), len(tensor.get_shape())
-                if dtype not in DTYPE_NAMES.values() or dimensions > _MOST_DIMENSIONS:
+                if dtype not in DTYPE_NAMES.values() or dimensions > MOST_DIMENSIONS:
                     raise ValueError(f"the tensor {printable(name)} has the dtype {dtype}, {dimensions:,} dimensions")
             yield opened
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:  # RuntimeError: torch cannot map the file.

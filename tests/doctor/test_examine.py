@@ -136,10 +136,7 @@ def test_without_the_extra_nothing_begins(faulty, tmp_path, capsys, without):
 
 @pytest.mark.parametrize("moment", ["look_at", "cross_validate"])
 def test_nothing_is_written_after_ctrl_c(faulty, tmp_path, moment, monkeypatch, capsys):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(examine, moment, interrupt)
+    monkeypatch.setattr(examine, moment, Mock(side_effect=KeyboardInterrupt))
     assert command("doctor", faulty, "--output", tmp_path / "out") == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

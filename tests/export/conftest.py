@@ -7,11 +7,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from exports import CLASSES, SETTINGS, make_oracle, run
-from PIL import Image
+from photographs import photo
 
 from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
@@ -83,10 +82,7 @@ def words(checkpoint: Path, tmp_path: Path) -> list[object]:
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
     """A folder with two images."""
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for name in ("zoo secret.JPG", "ants.png"):
-        image = Image.fromarray(rng.integers(0, 256, (90, 71, 3), dtype=np.uint8))
-        image.save(folder / name, "PNG" if name.endswith("png") else "JPEG")
-    return folder
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "zoo secret.JPG").write_bytes(photo(1, size=90))
+    (tmp_path / "photographs" / "ants.png").write_bytes(photo(2, "PNG", size=90))
+    return tmp_path / "photographs"

@@ -254,7 +254,7 @@ def test_odd_shapes_are_not_identified(state: State) -> None:
 
 
 def test_published_file(tmp_path: Path, state: State) -> None:
-    path = tmp_path / MODELS[NAME].weights_file
+    path = tmp_path / "seresnext26_32x4d-65ebdb501.pth"
     torch.save(state, path, _use_new_zipfile_serialization=False)
     model, preprocessing = load_pretrained(path)
     assert same(model, state)

@@ -29,7 +29,7 @@ from stand_in_s3 import stand_in_s3
 
 from seresnext import remote
 from seresnext.data.loading.loader import evaluation_keys, train_keys
-from seresnext.data.order import Order, block_shuffle
+from seresnext.data.order import Order
 from seresnext.data.shards.format import MANIFEST
 from seresnext.data.shards.reader import ShardReader
 from seresnext.data.shards.remote import in_order_of_need
@@ -236,7 +236,7 @@ def test_shards_come_without_being_read_and_a_server_that_fails_leaves_the_messa
 def test_shards_are_downloaded_in_the_order_of_need(server: Server, tmp_path: Path, start: int):
     """A step reads one shard; an epoch has four steps."""
     reader = open_remote(server, tmp_path)
-    order = Order(24, 6, 6, seed=1, blocks=block_shuffle(reader.shard_ids, 1))
+    order = Order(24, 6, 6, seed=1, shard_ids=reader.shard_ids, shards_per_block=1)
     wanted = [int(reader.shard_ids[order.micro_batch(step, 0).indices[0]]) for step in range(start, 20)]
     assert wanted[:4] != sorted(wanted[:4])
     keys = train_keys(order, range(1), start, 20)
@@ -275,20 +275,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
-def test_a_bucket_gives_what_the_folder_holds(s3: Path, tmp_path: Path):
+def test_a_bucket_gives_what_the_folder_holds_and_the_cache_is_named_by_contents(
+    s3: Path, server: Server, tmp_path: Path
+):
     reader = ShardReader("s3://bucket/some/prefix", "train", tmp_path)
     local = ShardReader(str(s3), "train")
     assert read_all(reader) == read_all(local)
     assert reader.fingerprint == local.fingerprint
     assert len(copies(tmp_path)) == SHARDS
+    assert read_all(ShardReader(server.url, "train", tmp_path)) == read_all(local)
+    assert downloads(server) == [0] * SHARDS
 
 
 def test_a_file_missing_in_a_bucket_is_reported(s3: Path, tmp_path: Path):
     with pytest.raises(DataError, match=r"s3://bucket/other/train/index\.json cannot be read: there is no such file"):
         ShardReader("s3://bucket/other", "train", tmp_path)
-
-
-def test_the_cache_is_named_by_contents(s3: Path, server: Server, tmp_path: Path):
-    read_all(ShardReader("s3://bucket/some/prefix", "train", tmp_path))
-    read_all(ShardReader(server.url, "train", tmp_path))
-    assert downloads(server) == [0] * SHARDS
