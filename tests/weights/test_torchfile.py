@@ -117,17 +117,13 @@ def test_code_in_any_of_the_five_pickles(tmp_path: Path, place: int) -> None:
 SIX = struct.pack("<q", 6) + bytes(24)  # A storage of zeros in the file.
 
 
-def test_handwritten_pickle(tmp_path: Path) -> None:
-    """The control for files that announce other sizes."""
-    path = tmp_path / "weights.pth"
-    path.write_bytes(old_file(tensor_pickle(6, 0, (2, 3), (3, 1)), ["0"], SIX))
-    assert_same(read_torch_file(path).tensors, {"w": torch.zeros(2, 3)})
-
-
 @pytest.mark.usefixtures("little_memory")
 def test_a_storage_of_another_size(tmp_path: Path) -> None:
-    path, numbers = tmp_path / "weights.pth", struct.pack("<q", 10**9) + bytes(24)
-    path.write_bytes(old_file(tensor_pickle(6, 0, (6,), (1,)), ["0"], numbers))
+    path = tmp_path / "weights.pth"
+    program = tensor_pickle(6, 0, (2, 3), (3, 1))
+    path.write_bytes(old_file(program, ["0"], SIX))
+    assert_same(read_torch_file(path).tensors, {"w": torch.zeros(2, 3)})  # The control.
+    path.write_bytes(old_file(program, ["0"], struct.pack("<q", 10**9) + SIX[8:]))
     assert "1,000,000,000 elements, not 6" in refusal(path)
 
 

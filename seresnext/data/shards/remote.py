@@ -5,11 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -22,10 +21,9 @@ from seresnext.process.fork import FORK
 from seresnext.process.signals import block_stop_signals, init_worker
 from seresnext.remote import file_system, refuse_secrets, retry
 
-T = TypeVar("T")
-
 _CHUNK = 8 << 20
 _DOWNLOADS = 4
+_FAILURES = (DataError, "check data.root and the credentials"), (DataError, "check the server")  # final, and others
 
 
 class Remote:
@@ -45,7 +43,7 @@ class Remote:
 
     def read(self, name: str, most: int) -> bytes:
         """Return a file of at most `most` bytes; of a longer file, a part with more bytes. Raises DataError."""
-        return self._retry(name, lambda: b"".join(self._chunks(name, most)))
+        return retry(lambda: b"".join(self._chunks(name, most)), f"{self.url}{name} cannot be read", *_FAILURES)
 
     def copy_of(self, file: Shard) -> Path:
         """Return the path of the copy of a file. The copy may not exist."""
@@ -70,7 +68,7 @@ class Remote:
             if os.fstat(lock.fileno()).st_mtime_ns != began and (problem := lock.read()):
                 raise DataError(problem)
             try:
-                self._retry(file.name, lambda: self._download(file, part))
+                retry(lambda: self._download(file, part), f"{self.url}{file.name} cannot be read", *_FAILURES)
                 part.replace(path)
             except DataError as error:
                 lock.truncate(0)
@@ -103,10 +101,6 @@ class Remote:
             while count <= most and (chunk := file.read(_CHUNK)):
                 yield chunk
                 count += len(chunk)
-
-    def _retry(self, name: str, action: Callable[[], T]) -> T:
-        final, other = (DataError, "check data.root and the credentials"), (DataError, "check the server")
-        return retry(action, f"{self.url}{name} cannot be read", final, other)
 
 
 def _sha256_of(path: Path) -> str:
