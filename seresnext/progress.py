@@ -46,27 +46,19 @@ def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int],
 
     Yields a function that takes the count of items done since its last call.
     """
-    on_terminal = sys.stderr.isatty()
-    start = reported = time.monotonic()
-    done = 0
-    with ProgressBar(
-        desc=label,
-        total=total,
-        unit=unit,
-        unit_scale=True,
-        delay=_QUIET_SECONDS,
-        disable=not on_terminal,
-    ) as bar:
+    is_terminal, start = sys.stderr.isatty(), time.monotonic()
+    reported, done = start, 0
 
-        def advance(count: int) -> None:
-            nonlocal done, reported
-            done += count
-            bar.update(count)
-            now = time.monotonic()
-            if on_terminal or now - start <= _QUIET_SECONDS:
-                return
-            if reported == start or now - reported > _LINE_SECONDS:
-                reported = now
-                print(f"{label}: {100 * done / max(total, 1):.0f} %", file=sys.stderr, flush=True)
+    def advance(count: int) -> None:
+        nonlocal done, reported
+        done += count
+        bar.update(count)
+        now = time.monotonic()
+        is_due = reported == start or now - reported > _LINE_SECONDS
+        if not is_terminal and now - start > _QUIET_SECONDS and is_due:
+            reported = now
+            print(f"{label}: {100 * done / max(total, 1):.0f} %", file=sys.stderr, flush=True)
 
+    options = {"unit": unit, "unit_scale": True, "delay": _QUIET_SECONDS, "disable": not is_terminal}
+    with ProgressBar(desc=label, total=total, **options) as bar:
         yield advance

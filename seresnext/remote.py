@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -84,16 +84,12 @@ def file_system(scheme: str) -> Any:
 
 
 def retry(
-    action: Callable[[], T],
-    problem: str,
-    final: tuple[type[Failure], str],
-    other: tuple[type[Failure], str],
-    passed: Collection[int] = (),
+    action: Callable[[], T], problem: str, final: tuple[type[Failure], str], other: tuple[type[Failure], str]
 ) -> T:
     """Return the result of an action, tried several times.
 
     After a `final` failure, or after the last attempt, raises the given error with the problem, the reason and the fix.
-    Refused, Failure and OSError with a `passed` number are raised at once, unchanged.
+    Refused and Failure are raised at once, unchanged.
     """
     number = 0
     while True:
@@ -103,8 +99,6 @@ def retry(
         except (Refused, Failure, *BUGS):
             raise
         except Exception as error:
-            if getattr(error, "errno", None) in passed:
-                raise
             if is_final(error):
                 raise final[0](f"{problem}: {reason_of(error)}; {final[1]}") from None
             if number == ATTEMPTS:

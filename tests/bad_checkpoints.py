@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seresnext.checkpoint import file_format
+from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.models import create_model
 from seresnext.recipe.load import load_recipe, to_values
@@ -56,7 +56,5 @@ def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], **metadata: str) -> Path:
     """Write a checkpoint with the right digest. The texts of `metadata` replace the texts of `values`."""
-    texts = {**CheckpointMetadata(**values).to_metadata(), **metadata}
-    path.unlink(missing_ok=True)
-    file_format.write_synced(path, *file_format.header(tensors, texts))
+    store.write(path, tensors, {**CheckpointMetadata(**values).to_metadata(), **metadata})
     return path

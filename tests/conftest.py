@@ -207,6 +207,14 @@ class Command:
         pytest.fail(f"{' '.join(self._argv)}: {problem}:\n{self.output}")
 
 
+def command(*words: object) -> int:
+    """Run a command of `seresnext` in this process, and return the exit code."""
+    from seresnext.cli import main
+    from seresnext.process.stop_request import StopRequest
+
+    return main([*map(str, words)], StopRequest())
+
+
 StartCommand = Callable[..., Command]
 RunCommand = Callable[..., Result]
 

@@ -16,13 +16,14 @@ from seresnext.data.readers.imagenet_classes import imagenet_classes
 
 # Out of order on purpose, by WordNet id and by the challenge's numbers.
 CLASSES = ("n02119789", "n01440764", "n15075141", "n02100735")
+VAL_CLASSES = [CLASSES[number] for number in (2, 0, 3, 1, 1, 0, 2, 3, 0, 3, 1, 2)]  # by the numbers of the images
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
-def jpeg(*seed: int, size: int = 48) -> bytes:
+def jpeg(*seed: int) -> bytes:
     """A JPEG of noise, the same for the same numbers."""
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return encoded(Image.fromarray(pixels).resize((size + seed[-1] % 5, size)))
+    return encoded(Image.fromarray(pixels).resize((48 + seed[-1] % 5, 48)))
 
 
 def special(name: str, kind: bytes = tarfile.SYMTYPE, link: str = "/etc/passwd") -> tarfile.TarInfo:
@@ -52,18 +53,12 @@ def extension(body: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
     return header.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % 512)
 
 
-def train_archive(classes: Sequence[str] = CLASSES, per_class: int = 5) -> bytes:
-    """The training archive. Classes and images have the given order, which differs from the order of names."""
+def train_archive(per_class: int) -> bytes:
+    """The training archive. Classes and images have an order that differs from the order of names."""
     return tar(
         (f"{name}.tar", tar([(f"{name}_{17 * n % 100_003}.JPEG", jpeg(label, n)) for n in range(per_class)]))
-        for label, name in enumerate(classes)
+        for label, name in enumerate(CLASSES)
     )
-
-
-def val_archive(count: int) -> bytes:
-    """The validation archive: `count` images, in another order than the numbers."""
-    numbers = np.random.default_rng(0).permutation(count) + 1
-    return tar((f"ILSVRC2012_val_{n:08}.JPEG", jpeg(99, int(n))) for n in numbers)
 
 
 def devkit(truth: Sequence[str]) -> bytes:
@@ -75,18 +70,14 @@ def devkit(truth: Sequence[str]) -> bytes:
     return gzip.compress(tar([*members, (f"{folder}/data/{TRUTH}", lines)]))
 
 
-def truth_of(classes: Sequence[str] = CLASSES, per_class: int = 3) -> list[str]:
-    """Mixed classes for the validation images, in the order of the image numbers."""
-    names = [name for name in classes for _ in range(per_class)]
-    return [names[place] for place in np.random.default_rng(1).permutation(len(names))]
-
-
-def write_archives(root: Path, classes: Sequence[str] = CLASSES, per_class: int = 5, val_per_class: int = 3) -> Path:
+def write_archives(root: Path, per_class: int = 5) -> Path:
+    """Write the training archive, the validation archive, in another order than the numbers, and the kit."""
     root.mkdir(parents=True, exist_ok=True)
-    truth = truth_of(classes, val_per_class)
-    (root / "ILSVRC2012_img_train.tar").write_bytes(train_archive(classes, per_class))
-    (root / "ILSVRC2012_img_val.tar").write_bytes(val_archive(len(truth)))
-    (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(devkit(truth))
+    numbers = np.random.default_rng(0).permutation(len(VAL_CLASSES)) + 1
+    val = tar((f"ILSVRC2012_val_{n:08}.JPEG", jpeg(99, int(n))) for n in numbers)
+    (root / "ILSVRC2012_img_train.tar").write_bytes(train_archive(per_class))
+    (root / "ILSVRC2012_img_val.tar").write_bytes(val)
+    (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(devkit(VAL_CLASSES))
     return root
 
 
@@ -97,6 +88,6 @@ def extract(archives: Path, root: Path) -> Path:
             with tarfile.open(fileobj=outer.extractfile(entry)) as inner:
                 inner.extractall(root / "train" / entry.name.removesuffix(".tar"), filter="data")
     with tarfile.open(archives / "ILSVRC2012_img_val.tar") as outer:
-        for wordnet_id, name in zip(truth_of(), sorted(outer.getnames()), strict=True):
+        for wordnet_id, name in zip(VAL_CLASSES, sorted(outer.getnames()), strict=True):
             outer.extract(name, root / "val" / wordnet_id, filter="data")
     return root

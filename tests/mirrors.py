@@ -22,10 +22,10 @@ def own(address: str, run: str = RUN, step: int = 0) -> tuple[MirrorFiles, Owner
     return files, files.claim(run, step, lambda before: None)
 
 
-def add(files: MirrorFiles, owner: Owner, number: int, path: Path, metrics: Path = Path("none")) -> Upload:
+def add(files: MirrorFiles, owner: Owner, number: int, path: Path, folder: Path = Path("none")) -> Upload:
     """Upload a checkpoint, and return the entry that the mirror should list."""
     upload = Upload(int(store.verify(path)["step"]), owner.number, number)
-    files.upload(owner, upload, path, metrics)
+    files.upload(owner, upload, path, folder)
     return upload
 
 

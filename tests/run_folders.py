@@ -50,13 +50,10 @@ def status(run: Path) -> dict[str, Any]:
 def digest(run: Path) -> str:
     """Return a digest of the last checkpoint and the metrics of a run, without times, paths, versions and recipe."""
     total = hashlib.sha256()
-    path = run / "checkpoints" / "last.safetensors"
-    tensors = load_file(path)
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+    for name, tensor in sorted(last_tensors(run).items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.flatten().view(dtype=uint8).numpy().tobytes())
-    with safe_open(path, "pt") as file:
+    with safe_open(run / "checkpoints" / "last.safetensors", "pt") as file:
         metadata = {key: value for key, value in file.metadata().items() if key not in OTHER_METADATA}
     total.update(json.dumps([metadata, events(run, "train"), events(run, "validate")], sort_keys=True).encode())
     return total.hexdigest()

@@ -120,24 +120,22 @@ def test_data_that_may_be_missing(fails, reached, arguments):
     assert reached == ["cpu" if "cpu" in arguments else "auto"]
 
 
-def test_one_rank_prints_the_help_and_the_recipe(capsys, ranks):
-    looks = {
-        ("train", "--help"): [
-            "examples:",
-            "docs/recipe.md",
-            *(path.stem for path in (ROOT / "recipes").glob("*.yaml")),
-        ],
-        ("validate", "--help"): ["examples:", "docs/evaluation.md", "docs/recipe.md"],
-        ("train", "--recipe", "seresnext50", "--print-recipe"): ["# recipes/_base/imagenet.yaml:"],
-        ("train", "--recipe", "seresnext50", "--diff", "seresnext101"): ["model.name: seresnext50 -> seresnext101"],
-    }
-    for words, expected in looks.items():
-        for rank in range(2):
-            ranks(rank)
-            assert cli.main(words, StopRequest()) == 0
-            text = capsys.readouterr().out
-            assert [word for word in expected if (word in text) != (rank == 0)] == []
-            assert "--help" not in words or max(map(len, text.splitlines()), default=0) <= 120
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("train", "--help"), "digits, finetune, seresnext101, "),
+        (("validate", "--help"), "docs/evaluation.md"),
+        (("train", "--recipe", "seresnext50", "--print-recipe"), "# recipes/_base/imagenet.yaml:"),
+        (("train", "--recipe", "seresnext50", "--diff", "seresnext101"), "model.name: seresnext50 -> seresnext101"),
+    ],
+)
+def test_one_rank_prints_the_help_and_the_recipe(capsys, ranks, words, expected):
+    for rank in range(2):
+        ranks(rank)
+        assert cli.main(words, StopRequest()) == 0
+        text = capsys.readouterr().out
+        assert (expected in text) == bool(text) == (rank == 0)
+        assert "--help" not in words or max(map(len, text.splitlines()), default=0) <= 120
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from benchmark.made_up import class_names, write_archives, write_folder, write_p
 from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.order import Order
-from seresnext.data.pipeline import train_source
+from seresnext.data.pipeline import batch_source
 from seresnext.data.readers import Reader
 from seresnext.data.readers.imagenet import TRAIN
 from seresnext.randomness import permutation_at
@@ -137,7 +137,7 @@ def _loader_figures(root: Path, images: int, samples: int) -> dict[str, float]:
         warm = -(-samples // (10 * micro))
         last = warm + -(-samples // micro)
         keys = train_keys(order, range(order.replicas), 0, last)
-        source = train_source(load_recipe("seresnext50").recipe, reader)
+        source = batch_source(load_recipe("seresnext50").recipe, reader, training=True)
         with open_batches(source, keys, workers=1, timeout=600, pin_memory=False) as batches:
             (worker,) = multiprocessing.active_children()
             for _ in range(warm):

@@ -33,7 +33,7 @@ from seresnext.distributed import World
 from seresnext.errors import DataError, Failure, UsageError
 from seresnext.models import canonical_name, create_model
 from seresnext.paths import path_argument
-from seresnext.run.validate import ValidationSettings, validate
+from seresnext.run.validate import validate
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
@@ -125,9 +125,8 @@ def _compare_results(
     arguments: argparse.Namespace, folder: Path, weights: Path, loop: Sequence[object]
 ) -> dict[str, Any]:
     """Return top-1 of both and the largest difference of two logits. Raise Failure for different results in fp32."""
-    settings = ValidationSettings(
-        str(folder), _SPLIT, batch_size=arguments.batch, workers=arguments.workers, precision=arguments.precision
-    )
+    how = {"batch_size": arguments.batch, "workers": arguments.workers, "precision": arguments.precision}
+    settings = argparse.Namespace(data=str(folder), split=_SPLIT, **how)
     result = validate(weights, World(), settings).result
     _call([*loop, folder / "logits.npy"])
     theirs, top1 = np.load(folder / "logits.npy"), json.loads((folder / "peer.json").read_text())["top1"]

@@ -16,11 +16,11 @@ from seresnext.check.steps import MemoryUse, Steps, free_memory, training_data
 from seresnext.data import pipeline
 from seresnext.data.decode.regions import DECODER
 from seresnext.data.loading.loader import open_batches, train_keys
-from seresnext.data.order import Order, block_shuffle
+from seresnext.data.order import Order
 from seresnext.data.readers import Reader
 from seresnext.distributed import World
 from seresnext.errors import DataError
-from seresnext.recipe.batch_sizes import least_micro_size
+from seresnext.recipe.check import least_micro_size
 from seresnext.recipe.schema import Recipe
 from seresnext.run.environment import describe_environment, settings_of_bits
 from seresnext.run.estimate import Spread, number
@@ -192,12 +192,12 @@ def judge_all_reduce(num_bytes: int, size: int, whole: Spread, latency: Spread, 
 def measure_loader(recipe: Recipe, reader: Reader, world: World) -> Spread:
     """Return the images/s of this rank's loader while all ranks load. Raises DataError if a class has no good image."""
     recipe = training_data(recipe, format="folder", on_error="substitute")  # Synthetic photographs are decoded, too.
-    on_gpu, workers, shards = world.device.type == "cuda", recipe.data.workers, recipe.data.shuffle_shards
+    on_gpu, workers = world.device.type == "cuda", recipe.data.workers
     micro = max(1, min(recipe.batch.micro_size if on_gpu else _BATCH, len(reader) // world.size))
-    blocks = block_shuffle(reader.shard_ids, shards) if shards and reader.shard_ids is not None else None
-    order = Order(len(reader), micro * world.size, micro, recipe.runtime.seed, blocks=blocks)
+    blocks = {"shard_ids": reader.shard_ids, "shards_per_block": recipe.data.shuffle_shards}
+    order = Order(len(reader), micro * world.size, micro, recipe.runtime.seed, **blocks)
     own = range(world.rank, world.rank + 1)
-    source, keys = pipeline.train_source(recipe, reader), train_keys(order, own, 0, 10**9)
+    source, keys = pipeline.batch_source(recipe, reader, training=True), train_keys(order, own, 0, 10**9)
     with (
         reader.prefetch(keys) as keys,
         open_batches(source, keys, workers=workers, timeout=60, pin_memory=on_gpu) as batches,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -110,7 +111,7 @@ class Mirror:
         write_atomically(self._folder / NAME, json.dumps({"run": self._run, "address": self.address}, indent=2) + "\n")
         self._owner = self._attempt(lambda: self._files.claim(self._run, step, self._check))
         if self._fetched:
-            self._fetch_metrics(self._fetched)
+            self._fetch_texts(self._fetched)
         if checkpoint and all(one.step != step for one in self._uploads()):
             self.put(checkpoint, step, best=None, keep=10**9, keep_every=None)
 
@@ -137,18 +138,14 @@ class Mirror:
             self.report(f"warning: {self.address} has a damaged checkpoint of step {upload.step}: {error}")
             return None
 
-    def _fetch_metrics(self, upload: Upload) -> None:
-        """Download `metrics.jsonl` and the states of trackers, so that curves and the run of a service continue."""
-        lines: list[bytes] = []
+    def _fetch_texts(self, upload: Upload) -> None:
+        """Write the metrics and the states of trackers, so that curves and the run of a service continue."""
         try:
-            manifest = self._files.manifest(self._run, upload)
-            if "metrics" in manifest:
-                self._files.download(self._run, manifest["metrics"], lines.append)
-                write_atomically(self._folder / "metrics.jsonl", b"".join(lines).decode())
-            for name, state in manifest.get("trackers", {}).items():
-                path = self._folder / "trackers" / f"{Path(name).name}.json"
-                path.parent.mkdir(exist_ok=True)
-                write_atomically(path, json.dumps(state))
+            for name, text in self._files.manifest(self._run, upload).get("texts", {}).items():
+                if re.fullmatch(r"metrics\.jsonl|trackers/\w+\.json", name):
+                    path = self._folder / name
+                    path.parent.mkdir(exist_ok=True)
+                    write_atomically(path, text)
         except Exception as error:  # The run has all numbers without the file.
             self.report(f"warning: metrics.jsonl cannot be fetched from {self.address} ({reason_of(error)})")
 
@@ -167,7 +164,7 @@ class Mirror:
         with self._changed:
             self._sent, self._count = step, self._count + 1
             self._waiting = {
-                "path": str(path), "metrics": str(self._folder / "metrics.jsonl"), "step": step, "best": best,
+                "path": str(path), "folder": str(self._folder), "step": step, "best": best,
                 "keep": keep, "keep_every": keep_every, "number": self._count, "address": self.address,
                 "owner": self._owner, "parent": os.getpid(),
             }  # fmt: skip

@@ -3,7 +3,6 @@
     owners/000003.json                              the third start at this address
     <run id>/step-00000040-000003-0002.safetensors  the second upload of start 3: the checkpoint of step 40
     <run id>/step-00000040-000003-0002.json         the manifest, written after the upload was read back
-    <run id>/metrics-000003.jsonl                   `metrics.jsonl`, longer at each upload of start 3
 
 The start with the highest number owns the address. Each name has the number of a start, so an older start that still
 runs replaces no file of a newer start. An upload without a manifest does not count. An upload of an older start does
@@ -30,7 +29,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from seresnext.errors import UsageError
-from seresnext.files import read_small_json
 from seresnext.paths import is_remote
 from seresnext.printable import printable
 from seresnext.process.packages import require_extra
@@ -135,46 +133,47 @@ class MirrorFiles:
         listed = self._listed(owner.run, "json")
         return [one for one in listed if all(one.step <= step for number, step in starts if number > one.owner)]
 
-    def upload(self, owner: Owner, new: Upload, checkpoint: Path, metrics: Path) -> None:
-        """Upload a checkpoint, and the metrics if the file exists. Both are read back and compared.
+    def upload(self, owner: Owner, new: Upload, checkpoint: Path, folder: Path) -> None:
+        """Upload a checkpoint, which is read back and compared. Raises Damaged, and Fenced for a newer owner.
 
-        The manifest comes last, with the states of the trackers (metrics/follow.py). Raises Fenced if a newer start
-        owns the address.
+        The manifest comes last, with the metrics and the states of trackers (metrics/follow.py) in the run folder.
         """
         self.check_owner(owner)
-        manifest: dict[str, Any] = {"run": owner.run, "owner": owner.number, "step": new.step}
-        manifest |= self._put(owner, f"{new.name}.safetensors", checkpoint)
-        if metrics.is_file():
-            manifest["metrics"] = self._put(owner, f"metrics-{owner.number:06d}.jsonl", metrics)
-        manifest["trackers"] = {path.stem: read_small_json(path) for path in metrics.parent.glob("trackers/*.json")}
+        name, digest = f"{new.name}.safetensors", hashlib.sha256()
+        with checkpoint.open("rb") as source, self._files.open(self._url(f"{owner.run}/{name}"), "wb") as target:
+            while chunk := source.read(_CHUNK):
+                digest.update(chunk)
+                target.write(chunk)
+            if self._scheme == "file":
+                target.flush()
+                os.fsync(target.fileno())
+            manifest = {"file": name, "size": source.tell(), "sha256": digest.hexdigest()}
+        self.download(owner.run, manifest, lambda chunk: None)
+        manifest |= {"run": owner.run, "owner": owner.number, "step": new.step}
+        texts = [path for path in (folder / "metrics.jsonl", *folder.glob("trackers/*.json")) if path.is_file()]
+        manifest["texts"] = {str(path.relative_to(folder)): path.read_text(errors="replace") for path in texts}
         self.check_owner(owner)
         self._files.pipe_file(self._url(f"{owner.run}/{new.name}.json"), json.dumps(manifest, indent=2).encode())
 
     def manifest(self, run: str, upload: Upload) -> dict[str, Any]:
-        """Return the manifest of a checkpoint: its entry, the entry `metrics`, and the states of `trackers`.
-
-        An entry has `file`, `size` and `sha256`. Raises Damaged.
-        """
+        """Return the manifest of a checkpoint: `file`, `size`, `sha256`, and the `texts` by name. Raises Damaged."""
         try:
             values = json.loads(self._files.cat_file(self._url(f"{run}/{upload.name}.json")))
         except (ValueError, FileNotFoundError) as error:
             raise Damaged(f"{upload.name}.json is not readable") from error
         return values if isinstance(values, dict) else {}
 
-    def download(self, run: str, entry: dict[str, Any], write: Callable[[bytes], object]) -> None:
-        """Pass the chunks of a file to `write`, without bytes that came after the manifest. Raises Damaged."""
-        name, rest, digest = str(entry.get("file")).rpartition("/")[2], entry.get("size"), hashlib.sha256()
-        if type(rest) is not int or rest < 0:
-            raise Damaged("the manifest has no size")
+    def download(self, run: str, manifest: dict[str, Any], write: Callable[[bytes], object]) -> None:
+        """Pass the chunks of a checkpoint to `write`. Raises Damaged."""
+        name, digest = str(manifest.get("file")).rpartition("/")[2], hashlib.sha256()
         try:
             with self._files.open(self._url(f"{run}/{name}"), "rb", cache_type="none") as file:
-                while rest and (chunk := file.read(min(rest, _CHUNK))):
-                    rest -= len(chunk)
+                while chunk := file.read(_CHUNK):
                     digest.update(chunk)
                     write(chunk)
         except FileNotFoundError as error:
             raise Damaged(f"{printable(name)} is missing") from error
-        if digest.hexdigest() != entry.get("sha256"):
+        if digest.hexdigest() != manifest.get("sha256"):
             raise Damaged(f"{printable(name)} does not have the digest of the manifest")
 
     def prune(self, owner: Owner, newest: Upload, keep: int, keep_every: int | None, best: int | None) -> None:
@@ -218,20 +217,6 @@ class MirrorFiles:
         matches = filter(None, map(_UPLOAD_NAME.fullmatch, self._names(run)))
         return sorted(Upload(*map(int, match.groups()[:3])) for match in matches if match[4] == ending)
 
-    def _put(self, owner: Owner, name: str, path: Path) -> dict[str, Any]:
-        """Write a file, read the file back, and return the entry of the manifest. Raises Damaged."""
-        digest = hashlib.sha256()
-        with path.open("rb") as source, self._files.open(self._url(f"{owner.run}/{name}"), "wb") as target:
-            while chunk := source.read(_CHUNK):
-                digest.update(chunk)
-                target.write(chunk)
-            if self._scheme == "file":
-                target.flush()
-                os.fsync(target.fileno())
-            entry = {"file": name, "size": source.tell(), "sha256": digest.hexdigest()}
-        self.download(owner.run, entry, lambda chunk: None)
-        return entry
-
 
 def _owner_name(number: int) -> str:
     return f"owners/{number:06d}.json"
@@ -243,16 +228,16 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
     The result has `uploaded`: whether the checkpoint is there. After a failure, the result has the `problem` and
     `is_final`: whether another attempt would fail in the same way. `is_fenced`: a newer start owns the address.
     """
-    owner, metrics = Owner(*request["owner"]), Path(request["metrics"])
+    owner, folder = Owner(*request["owner"]), Path(request["folder"])
     new = Upload(request["step"], owner.number, request["number"])
     result: dict[str, Any] = {"uploaded": False}
     try:
         files = MirrorFiles(request["address"])
-        files.upload(owner, new, Path(request["path"]), metrics)
+        files.upload(owner, new, Path(request["path"]), folder)
         result["uploaded"] = True
         if request["best_path"]:
             best = Path(request["best_path"])
-            files.upload(owner, new._replace(step=_step_in(best)), best, metrics)
+            files.upload(owner, new._replace(step=_step_in(best)), best, folder)
         files.prune(owner, new, request["keep"], request["keep_every"], request["best"])
     except Fenced as error:
         problem = f"the address has a newer owner, {error}, and this start uploads nothing more"

@@ -102,25 +102,22 @@ def update_link(folder: Path, name: Pointer, path: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def prune(folder: Path, keep: int, keep_every: int | None = None) -> list[Path]:
-    """Remove all checkpoints but the `keep` newest and those of every `keep_every`-th step. Return the removed paths.
+def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
+    """Remove all checkpoints but the `keep` newest and those of every `keep_every`-th step.
 
     The files of `last` and `best` stay reachable under these names. The newest is never removed. Raises OSError.
     """
     assert keep >= 1
-    old = list(steps(folder).items())[:-keep]
-    removed = [path for step, path in old if keep_every is None or step % keep_every]
-    for path in removed:
-        path.unlink(missing_ok=True)
-    return removed
+    for step, path in list(steps(folder).items())[:-keep]:
+        if keep_every is None or step % keep_every:
+            path.unlink(missing_ok=True)
 
 
-def remove_temporary(folder: Path) -> list[Path]:
-    """Remove the temporary files of a crashed run. Return their paths. Call this while no other process writes."""
-    leftovers = [path for path in _entries(folder) if _TEMPORARY_NAME.fullmatch(path.name)]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    return leftovers
+def remove_temporary(folder: Path) -> None:
+    """Remove the temporary files of a crashed run. Call this while no other process writes."""
+    for path in _entries(folder):
+        if _TEMPORARY_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def mark_superseded(folder: Path, beyond: int) -> list[Path]:

@@ -38,13 +38,8 @@ _WITHOUT_WEIGHTS = ["model.weights=null", "model.reset_head=false", "model.froze
 
 def add_arguments(parser: Parser) -> None:
     require_packages(LIGHT_PACKAGES)
-    parser.epilog = """examples:
-  seresnext finetune photos
-  seresnext finetune photos.csv --output runs/second --weights runs/first --set data.image_size=160
-
-`photos` has a folder of images for each class; docs/own-images.md describes other layouts, lists and formats. The
-command finds out classes, a split, a batch and a length; `--set` changes any key of the recipe. The same command again
-resumes the run."""
+    parser.epilog = """The command finds out classes, split, batch and length; `--set` changes any key of the recipe.
+The same command again resumes the run. docs/own-images.md has examples, and describes layouts, lists and formats."""
     add = parser.add_argument
     add("photos", type=text_argument, metavar="PHOTOS", help="a folder of images, or a list of images (.csv, .jsonl)")
     add("--output", type=path_argument, metavar="DIR", help="the run folder (default: runs/ and the name of PHOTOS)")

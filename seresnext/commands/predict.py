@@ -9,12 +9,7 @@ from seresnext.paths import path_argument, text_argument
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.epilog = """examples:
-  seresnext predict --checkpoint runs/first photos/ --top 3
-  find photos -name '*.jpg' | seresnext predict --checkpoint seresnext50 - --output photos.parquet
-  seresnext predict --checkpoint runs/first 'photos/**/*.png' --features photos.npy --stage layer3
-
-docs/predict.md describes the formats."""
+    parser.epilog = "docs/predict.md has examples and the formats."
     add = parser.add_argument
     images = "an image, a folder (images at any depth), a quoted pattern, or - for a list of paths on standard input"
     files = "a checkpoint, a run folder, a published .pth, the name of a model, or hf-hub:ORG/NAME"

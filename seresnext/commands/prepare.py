@@ -48,11 +48,7 @@ def imagenet(options: Namespace) -> None:
 
 
 def shards_arguments(parser: Parser) -> None:
-    parser.epilog = """examples:
-  seresnext prepare shards DATA --output DIR --short-side 256 --quality 90
-  seresnext prepare shards --index FOLDER --classes FILE      (shards of another tool)
-
-The same command again continues after a stop. docs/shards.md describes shards."""
+    parser.epilog = "The same command again continues after a stop. docs/shards.md has examples."
     add = parser.add_argument
     add("data", nargs="?", type=path_argument, metavar="DATA", help="an image folder, or ImageNet's archives")
     add("--output", type=path_argument, metavar="DIR", help="the folder of the shards")

@@ -61,9 +61,9 @@ def check_report(folder: Path, option: str) -> None:
 def report_run(run: Path, folder: Path, world: World, data: str | None = None, attach: bool = False) -> None:
     """Validate the best checkpoint of a run, and write the report. `attach`: also send the page to the trackers."""
     from seresnext.metrics import tracker
-    from seresnext.run.validate import ValidationSettings, validate
+    from seresnext.run.validate import validate
 
-    write(validate(run, world, ValidationSettings(data=data)), folder, world)
+    write(validate(run, world, Namespace(data=data)), folder, world)
     if attach and world.is_first:
         tracker.attach(run, folder)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -31,13 +30,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.epilog = """examples:
-  seresnext validate --checkpoint runs/first/checkpoints/best.safetensors
-  seresnext validate --checkpoint seresnext50 --data /path/to/imagenet --json result.json
-  seresnext validate --checkpoint runs/first --table first.parquet --image-size 288 --crop-pct 1.0
-
-`python validate.py` is the same command. docs/evaluation.md describes the result, docs/recipe.md the recipe that a
-checkpoint has in it."""
+    parser.epilog = "`python validate.py` is the same command. docs/evaluation.md has examples and the results."
     add = parser.add_argument
     files = "checkpoints, run folders, published .pth files, names of models, or hf-hub:ORG/NAME"
     add("--checkpoint", required=True, type=path_argument, nargs="+", action="extend", metavar="FILE", help=files)
@@ -87,12 +80,11 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
 
 def _validate(options: Namespace, world: World) -> None:
     from seresnext.evaluation.table import write_table
-    from seresnext.run.validate import ValidationSettings, validate
+    from seresnext.run.validate import validate
 
-    settings = ValidationSettings(**{field.name: getattr(options, field.name) for field in fields(ValidationSettings)})
     reports = []
     for path in options.checkpoint:
-        validation = validate(path, world, settings)
+        validation = validate(path, world, options)
         reports.append(validation.to_json())
         if options.table and world.is_first:
             write_table(validation.table(), options.table)

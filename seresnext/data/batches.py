@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
 from typing import NamedTuple, Protocol
@@ -95,8 +94,8 @@ class TrainImages:
         images = torch.empty((len(addresses), size, size, 3), dtype=torch.uint8)
         replaced = []
         for start in range(0, len(addresses), _DECODED_TOGETHER):
-            positions = range(start, min(start + _DECODED_TOGETHER, len(addresses)))
-            crops = self._decode(positions, [addresses[position][1] for position in positions], choose)
+            positions = range(len(addresses))[start : start + _DECODED_TOGETHER]
+            crops = self._decode({position: addresses[position][1] for position in positions}, choose)
             for position in positions:
                 pixels = crops[position]
                 if isinstance(pixels, DataError):
@@ -114,16 +113,14 @@ class TrainImages:
         boxes = [draw_box(self.erasing, size, size, rng_at(self.seed, "erase", *address)) for address in addresses]
         return batch._replace(boxes=torch.tensor(boxes))
 
-    def _decode(
-        self, positions: Sequence[int], indices: Sequence[int], choose: Choose
-    ) -> dict[int, np.ndarray | DataError]:
-        """Return the crop (uint8 H W 3) or the error of each image, by position in the batch.
+    def _decode(self, indices: dict[int, int], choose: Choose) -> dict[int, np.ndarray | DataError]:
+        """Return the crop (uint8 H W 3) or the error of each image. The keys are positions in the batch.
 
         Raises DataError when the storage does not answer.
         """
         results: dict[int, np.ndarray | DataError] = {}
         encoded = {}
-        for position, index in zip(positions, indices, strict=True):
+        for position, index in indices.items():
             started = time.monotonic()
             try:
                 encoded[position] = Encoded(self.reader.read(index), partial(self.reader.name, index))
@@ -141,7 +138,7 @@ class TrainImages:
         if not self.substitutes:
             raise DataError(f"{error}, {ADVICE}")
         for index in candidates(self.reader.labels, self.seed, address):
-            pixels = self._decode([position], [index], choose)[position]
+            pixels = self._decode({position: index}, choose)[position]
             if not isinstance(pixels, DataError):
                 return pixels, ReplacedImage(address[1], str(error), self.reader.name(index))
         raise DataError(f"{error}; no image of the class could be used as a replacement")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,8 +43,8 @@ class Order:
     copies of each image, so an epoch shows `repeats` times fewer images. A global batch is laid out copy after copy, so
     the copies are spread over the replicas as evenly as possible.
 
-    `blocks(seed, epoch)` returns a block number for each image (int N). Images are then shuffled only within a block,
-    and the blocks come in order: for datasets larger than the local cache.
+    With `shards_per_block`, so many random shards form a block, other shards in each epoch. Images are shuffled only
+    within a block, and the blocks come in order. `shard_ids` (int N) has the shard number of each image.
 
     `labels` (int N) balances the classes: `balanced` then replaces the permutation.
     """
@@ -55,8 +54,9 @@ class Order:
     micro_size: int
     seed: int
     repeats: int = 1
-    blocks: Callable[[int, int], np.ndarray] | None = None
     labels: np.ndarray | None = None
+    shard_ids: np.ndarray | None = None
+    shards_per_block: int | None = None
 
     def __post_init__(self) -> None:
         assert self.global_size % self.micro_size == self.global_size % self.repeats == 0
@@ -79,8 +79,9 @@ class Order:
             else:
                 count = self.steps_per_epoch * distinct
                 self._permutation, self._rounds = balanced(self.labels, self.seed, epoch, count)
-            if self.blocks is not None:
-                blocks = self.blocks(self.seed, epoch)[self._permutation]
+            if self.shard_ids is not None and self.shards_per_block:
+                shards = permutation_at(self.seed, "shards", epoch, count=int(self.shard_ids.max()) + 1)
+                blocks = np.argsort(shards)[self.shard_ids[self._permutation]] // self.shards_per_block
                 self._permutation = self._permutation[np.argsort(blocks, kind="stable")]
             self._epoch = epoch
         copies, positions = np.divmod(np.arange(self.micro_size) + replica * self.micro_size, distinct)
@@ -127,18 +128,3 @@ def _shuffled(count: int, seed: int, *address: int | str, start: int, stop: int)
         drawn = permutation_at(seed, *address, block, count=size)
         found.append(drawn[np.argsort(drawn // count, kind="stable")] % count)  # row by row
     return np.concatenate(found)[start - blocks.start * size : stop - blocks.start * size]
-
-
-def block_shuffle(shard_ids: np.ndarray, shards_per_block: int) -> Callable[[int, int], np.ndarray]:
-    """Return the `blocks` of an Order: random shards form a block, and other shards in each epoch.
-
-    `shard_ids` (N) has the shard number of each image.
-    """
-    count = int(shard_ids.max()) + 1
-
-    def blocks(seed: int, epoch: int) -> np.ndarray:
-        block_of_shard = np.empty(count, np.int64)
-        block_of_shard[permutation_at(seed, "shards", epoch, count=count)] = np.arange(count) // shards_per_block
-        return block_of_shard[shard_ids]
-
-    return blocks

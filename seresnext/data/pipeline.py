@@ -18,7 +18,7 @@ from seresnext.data.batches import Batch, BatchSource, EvaluationImages, TrainIm
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.loading.loader import open_batches
 from seresnext.data.loading.prefetch import DeviceBatch, prefetch
-from seresnext.data.order import BatchKey, Order, block_shuffle
+from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
 from seresnext.data.substitute import BadImageCounter
 from seresnext.data.synthetic import SyntheticImages
@@ -55,20 +55,26 @@ def describe_data(train: Reader, val: Reader) -> dict[str, Any]:
 
 def build_order(recipe: Recipe, reader: Reader) -> Order:
     """Return the order of the training images. Raises DataError when there are too few images for one step."""
-    blocks = None
-    if recipe.data.shuffle_shards is not None:
-        assert reader.shard_ids is not None
-        blocks = block_shuffle(reader.shard_ids, recipe.data.shuffle_shards)
-    batch, repeats = recipe.batch, recipe.augment.repeats
-    labels = reader.labels if recipe.data.sampling == "balanced" else None
-    return Order(len(reader), batch.global_size, batch.micro_size, recipe.runtime.seed, repeats, blocks, labels)
+    return Order(
+        len(reader),
+        recipe.batch.global_size,
+        recipe.batch.micro_size,
+        recipe.runtime.seed,
+        recipe.augment.repeats,
+        reader.labels if recipe.data.sampling == "balanced" else None,
+        reader.shard_ids,
+        recipe.data.shuffle_shards,
+    )
 
 
-def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
-    """Return the source of training batches."""
-    data, augment = recipe.data, recipe.augment
+def batch_source(recipe: Recipe, reader: Reader, *, training: bool) -> BatchSource:
+    """Return the source of training or of validation batches."""
+    data, augment, evaluation = recipe.data, recipe.augment, recipe.evaluation
     if data.format == "synthetic":
         return SyntheticImages(reader, data.image_size, recipe.model.in_channels, recipe.runtime.seed)
+    if not training:
+        transform = ResizeCenterCrop(data.image_size, evaluation.crop_pct, evaluation.interpolation)
+        return EvaluationImages(reader, transform, decoding=Decoding.of(data))
     return TrainImages(
         reader,
         RandomResizedCrop(data.image_size, augment.crop_scale, augment.crop_ratio, augment.flip, augment.interpolation),
@@ -78,15 +84,6 @@ def train_source(recipe: Recipe, reader: Reader) -> BatchSource:
         erasing=augment.erasing,
         substitutes=data.on_error == "substitute",
     )
-
-
-def validation_source(recipe: Recipe, reader: Reader) -> BatchSource:
-    """Return the source of validation batches."""
-    data = recipe.data
-    if data.format == "synthetic":
-        return SyntheticImages(reader, data.image_size, recipe.model.in_channels, recipe.runtime.seed)
-    transform = ResizeCenterCrop(data.image_size, recipe.evaluation.crop_pct, recipe.evaluation.interpolation)
-    return EvaluationImages(reader, transform, decoding=Decoding.of(data))
 
 
 @contextmanager
@@ -103,7 +100,7 @@ def device_batches(
 
     Training batches are also erased, and prepared by compiled code if the recipe compiles.
     """
-    source = train_source(recipe, reader) if training else validation_source(recipe, reader)
+    source = batch_source(recipe, reader, training=training)
     data, runtime = recipe.data, recipe.runtime
     on_gpu = world.device.type == "cuda"
     with (

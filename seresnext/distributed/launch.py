@@ -61,11 +61,9 @@ def open_world(device: str = "auto") -> Iterator[World]:
     try:
         with World(rank, size, own, heartbeat).translate_errors() as world:
             yield world
-    except RankLost as lost:
-        end = lost.end
-        raise
     except BaseException as error:
-        end = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}".rstrip(": ")
+        text = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}".rstrip(": ")
+        end = error.end if isinstance(error, RankLost) else text
         raise
     finally:
         if size > 1:

@@ -114,7 +114,6 @@ def is_empty(looks: np.ndarray) -> np.ndarray:
 
 
 def _look(data: bytes, image: Image.Image, decoding: Decoding, phash: Any) -> tuple[Any, ...]:
-    """Return the fields of `LOOK`."""
     size, kinds = image.size, []
     image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     gray = np.asarray(image.convert("L"), np.float32)

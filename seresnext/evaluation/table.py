@@ -54,7 +54,6 @@ def write_table(table: Table, path: Path) -> None:
 
 
 def csv_of(columns: Table) -> str:
-    """Return columns of texts and numbers as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
     return text.getvalue()
@@ -93,6 +92,7 @@ def read_table(path: Path) -> Table:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); give a table of predictions") from None
     except (ValueError, csv.Error):
         table = {}
-    if not {"image", "label", "prediction_1"} <= table.keys():
+    texts = [text for name in ("image", "label", "prediction_1") for text in table.get(name, [None])]
+    if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{path} is no table of predictions; write one with `seresnext validate --table`")
     return table

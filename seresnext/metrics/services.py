@@ -1,4 +1,7 @@
-"""The tracking services: a run of Weights & Biases, and a run of MLflow. Methods raise the errors of the service."""
+"""The tracking services: a run of Weights & Biases, and a run of MLflow. Methods raise the errors of the service.
+
+The variables of wandb and mlflow apply (docs/logging.md).
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,8 @@ _STATUS = {"finished": "FINISHED", "failed": "FAILED", "running": "RUNNING"}
 class WeightsAndBiases:
     """A run of Weights & Biases with the name of the run folder, in the project `seresnext` by default.
 
-    The variables of wandb apply: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_DIR, ... Without a network
-    (`WANDB_MODE=offline`) each start of a run writes its own files, into `wandb/` of the run folder by default. The
-    files of all starts have the same run id; `wandb sync` merges them. W&B drops a point at an earlier step than the
-    last one, so of repeated steps the first values stay.
+    Offline, each start of a run writes its own files with the same run id; `wandb sync` merges them. W&B drops a point
+    at an earlier step than the last one, so of repeated steps the first values stay.
     """
 
     def __init__(self, folder: Path, known: str | None, values: Mapping[str, Any]) -> None:
@@ -50,11 +51,9 @@ class WeightsAndBiases:
         self._run.log({**numbers, "epoch": epoch}, step=step)
 
     def picture(self, path: Path) -> None:
-        """Log a picture at step 0."""
         self._run.log({f"train/{path.stem}": self._wandb.Image(str(path))}, step=0)
 
     def artifact(self, path: Path) -> None:
-        """Keep a file or a folder as an artifact of the run."""
         self._run.log_artifact(path, name=f"{self.id}-{path.stem}", type="report" if path.is_dir() else "run")
 
     def finish(self, state: str) -> None:
@@ -67,9 +66,7 @@ class WeightsAndBiases:
 class Mlflow:
     """A run of MLflow with the name of the run folder, in the experiment `seresnext` by default.
 
-    The variables of mlflow apply: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, MLFLOW_RUN_ID, ... The default store is
-    mlflow's own, in the current folder. MLflow keeps every point, so repeated steps have two. A store without the known
-    run gets a new run.
+    MLflow keeps every point, so repeated steps have two. A store without the known run gets a new run.
     """
 
     def __init__(self, folder: Path, known: str | None, values: Mapping[str, Any]) -> None:
@@ -91,7 +88,6 @@ class Mlflow:
         mlflow.log_params({name: value for name, value in values.items() if name not in run.data.params})
 
     def log(self, numbers: Mapping[str, float], step: int, epoch: float) -> None:
-        """Log numbers at a step."""
         self._mlflow.log_metrics(dict(numbers), step=step)
 
     def artifact(self, path: Path) -> None:

@@ -47,12 +47,9 @@ class SpeedMeter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time of the block."""
         start = self._clock()
-        try:
-            yield
-        finally:
-            self._paused += self._clock() - start
+        yield
+        self._paused += self._clock() - start
 
     def read(self, window: str) -> Speed:
         """Return the speed since the last read of a window."""

@@ -51,9 +51,8 @@ def is_first_rank() -> bool:
 
 def has_one_machine() -> bool:
     """Return whether torchrun started all processes of this run on this machine, or there is only one process."""
-    if "RANK" not in os.environ:
-        return True
-    return _is_of_torchrun() and os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE")
+    sizes = [os.environ.get(name) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")]
+    return "RANK" not in os.environ or (_is_of_torchrun() and sizes[0] == sizes[1])
 
 
 def print_failure(failure: Failure, has_world: bool, is_stopping: Callable[[], bool]) -> None:

@@ -39,7 +39,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: str | None = None
-        self._has_come = False
+        self.has_come = False  # for other threads: true also while the main thread is stuck
         self._is_read = False
         self._of_torchrun = self._defers = "RANK" in os.environ
         self._previous = {}
@@ -51,11 +51,6 @@ class StopRequest:
         """Whether a signal has come. For the code that acts on the request: a process that asks is not stuck."""
         self._is_read = self.signal is not None
         return self._is_read
-
-    @property
-    def has_come(self) -> bool:
-        """Whether a signal has come. For other threads: true also while the main thread is stuck."""
-        return self._has_come
 
     def defer(self) -> None:
         """Let Ctrl-C be a request from now on."""
@@ -111,7 +106,7 @@ class StopRequest:
                 now, number = time.monotonic(), received[0]
                 if number not in STOP_SIGNALS:  # Torch has a handler for the end of a loader worker.
                     continue
-                self._has_come = True
+                self.has_come = True
                 if interrupted is None:
                     interrupted = now if number == signal.SIGINT and self._defers else None
                 elif now - interrupted > _SAME_REQUEST and number in (signal.SIGINT, signal.SIGTERM):

@@ -7,6 +7,7 @@ and not an error, so that `--set length=3st` turns any recipe into a short test.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import reduce
 from typing import Any
@@ -14,10 +15,12 @@ from urllib.parse import urlsplit
 
 from seresnext.durations import Duration
 from seresnext.errors import RecipeError
-from seresnext.recipe.batch_sizes import fitting_batch, in_words, lone_stages, smallest_image
 from seresnext.recipe.explain import Problem, one_of
 from seresnext.recipe.reader import write_value
-from seresnext.recipe.schema import AUTO_CLASSES, ONLY_FOR, ProgressiveSection, Recipe
+from seresnext.recipe.schema import AUTO_CLASSES, MAX_GLOBAL_SIZE, ONLY_FOR, ProgressiveSection, Recipe
+
+# Side of the largest image that a stage reduces to one pixel.
+_ONE_PIXEL = {"layer3": 18, "layer4": 34}
 
 
 def cross_field_problems(recipe: Recipe, is_new: bool) -> Iterator[Problem]:
@@ -222,6 +225,56 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
     if data.sampling == "balanced" and data.shuffle_shards is not None:
         message = f"needs images in any order, and balanced data.sampling chooses by class, found {data.shuffle_shards}"
         yield Problem("data.shuffle_shards", f"{message}; write null, or sample by shuffle", ("data.sampling",))
+
+
+def lone_stages(recipe: Recipe) -> list[str]:
+    """Return the stages where one image gives BatchNorm a single value per channel, and so no variance."""
+    size = smallest_image(recipe)
+    return [stage for stage, side in _ONE_PIXEL.items() if size <= side and stage not in recipe.model.never_trained]
+
+
+def smallest_image(recipe: Recipe) -> int:
+    """Return the side of the smallest training image."""
+    section = recipe.data.progressive
+    return min(recipe.data.image_size, (section and section.min_size) or recipe.data.image_size)
+
+
+def least_micro_size(recipe: Recipe) -> int:
+    """Return 2 if mixing or BatchNorm needs two images in a micro-batch, else 1."""
+    return 2 if _is_mixed(recipe) or lone_stages(recipe) else 1
+
+
+def fitting_batch(recipe: Recipe, world_size: int = 1, num_images: int | None = None) -> dict[str, int] | None:
+    """Return sizes near the recipe's that all checks accept for so many processes and training images, or None.
+
+    The global size stays if possible, with at least half of the micro size. Otherwise smaller global sizes are tried
+    first, then larger ones.
+    """
+    total, micro, repeats = recipe.batch.global_size, recipe.batch.micro_size, recipe.augment.repeats
+    most = MAX_GLOBAL_SIZE if num_images is None else min(num_images, MAX_GLOBAL_SIZE)
+    least = least_micro_size(recipe)
+    if total <= most and total % repeats == total % world_size == 0:
+        share = total // world_size
+        largest = min(micro, share)
+        for size in range(largest, max(least, -(-largest // 2)) - 1, -1):
+            if share % size == 0:
+                return {"batch.global_size": total, "batch.micro_size": size}
+    sizes = [max(micro, least)]
+    while sizes[-1] > least:
+        sizes.append(max(sizes[-1] // 2, least))
+    for limit in (min(total, most), most):
+        for size in sizes:
+            unit = math.lcm(size * world_size, repeats)
+            if unit <= limit:
+                fitting = limit // unit * unit if limit <= total else unit
+                return {"batch.global_size": fitting, "batch.micro_size": size}
+    return None
+
+
+def in_words(recipe: Recipe, sizes: dict[str, int]) -> str:
+    """Return the sizes that differ from the recipe's, as `batch.global_size=32 and batch.micro_size=16`."""
+    own = {"batch.global_size": recipe.batch.global_size, "batch.micro_size": recipe.batch.micro_size}
+    return " and ".join(f"{key}={value}" for key, value in sizes.items() if value != own[key])
 
 
 def check_lengths(recipe: Recipe, steps_per_epoch: int) -> list[str]:

@@ -98,7 +98,6 @@ def render(result: Mapping[str, Any], curves: Mapping[str, Curve], **parts: Any)
 
 
 def _cards(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return name, value and explanation of the numbers at the top."""
     per_class, intervals = result.get("per_class", ()), result["intervals"]
     cards = []
     if len(per_class) > 5:

@@ -43,15 +43,14 @@ def select_classes(
     is_imagenet = num_classes == len(places) and (model_names is None or set(model_names) == places.keys())
     names = list(model_names or (places if is_imagenet else map(str, range(num_classes))))
     outputs = {name: place for place, name in enumerate(names)}
-    found, notice = set(folders), None
-    has_names = model_names is not None or is_imagenet
+    found, notice, first = set(folders), None, ", ".join(printable(name) for name in folders[:3])
+    numbers = [int(name) for name in folders if _is_number(name)]
+    is_part_of_imagenet = is_imagenet and (found < outputs.keys() or len(set(numbers)) == len(folders))
     if class_map is not None:
         if missing := sorted(found - class_map.keys()):
             raise DataError(f"--class-map has no line for {printable(missing[0])}, a folder of {where}; add the line")
         labels = [_label(class_map[folder].strip(), folder, outputs, "--class-map") for folder in folders]
-    elif has_names and (found == outputs.keys() or (is_imagenet and found < outputs.keys())):
-        labels = [outputs[folder] for folder in folders]
-    elif is_imagenet and len({int(name) for name in folders if _is_number(name)}) == len(folders):
+    elif is_part_of_imagenet or ((model_names or is_imagenet) and found == outputs.keys()):
         labels = [_label(folder, folder, outputs, where) for folder in folders]
     elif model_names is not None:
         raise _other_classes(folders, model_names, where)
@@ -60,8 +59,17 @@ def select_classes(
             f"{where} has {len(folders)} class folders, and the model has {num_classes} classes; give data of the "
             "model's classes with --data DIR, or the class of each folder with --class-map FILE"
         )
+    elif is_imagenet:
+        raise DataError(
+            f"{where} has {num_classes} class folders such as {first}, and a file of weights without class names needs "
+            f"ImageNet's WordNet ids or the numbers 0 to {num_classes - 1}; rename each folder to its WordNet id or "
+            "label"
+        )
     else:
-        labels, notice = _labels_without_names(folders, where)
+        labels, meaning = numbers, f"are numbers: each number is the label, 0 to {num_classes - 1}"
+        if sorted(numbers) != list(range(num_classes)):
+            labels, meaning = list(range(num_classes)), f"are taken in text order: labels 0, 1 and so on are {first}"
+        notice = f"the file of weights has no class names; the class folders of {where} {meaning}"
     used = sorted(set(labels))
     if len(used) == num_classes:
         return ClassSelection(labels, None, names, notice)
@@ -76,25 +84,6 @@ def read_class_names(words: str) -> list[str]:
     if len(set(names)) < len(names) or len(names) < 2:
         raise UsageError(f"--classes {words} names {len(set(names))} different classes; name each class once")
     return names
-
-
-def _labels_without_names(folders: Sequence[str], where: str) -> tuple[list[int], str]:
-    """Return the label of each class folder for a file of weights without class names, and a notice for the user.
-
-    Raise DataError for 1000 folders that are not ImageNet's classes, because the labels of these names are unknown.
-    """
-    count, first = len(folders), ", ".join(printable(name) for name in folders[:3])
-    numbers = [int(name) for name in folders if _is_number(name)]
-    if sorted(numbers) == list(range(count)):
-        meaning = f"are numbers: each number is the label, 0 to {count - 1}"
-    elif count == len(imagenet_classes()):
-        raise DataError(
-            f"{where} has {count} class folders such as {first}, and a file of weights without class names needs "
-            f"ImageNet's WordNet ids or the numbers 0 to {count - 1}; rename each folder to its WordNet id or label"
-        )
-    else:
-        numbers, meaning = list(range(count)), f"are taken in text order: labels 0, 1 and so on are {first} ..."
-    return numbers, f"the file of weights has no class names; the class folders of {where} {meaning}"
 
 
 def _label(name: str, folder: str, outputs: Mapping[str, int], where: str) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
-from seresnext.data.readers import Reader, check_classes, check_same_classes
+from seresnext.data.readers import Reader, check_classes, check_same_classes, shown_classes
 from seresnext.data.readers.photo_choice import PhotoChoice, photo_choice
 from seresnext.data.shards.reader import check_room
 from seresnext.data.substitute import ADVICE
@@ -23,8 +23,7 @@ from seresnext.distributed import World
 from seresnext.errors import DataError, Failure, RecipeError, UsageError
 from seresnext.models import PUBLISHED, first_weights
 from seresnext.printable import listed, printable
-from seresnext.recipe.batch_sizes import fitting_batch, in_words
-from seresnext.recipe.check import check_lengths, check_world
+from seresnext.recipe.check import check_lengths, check_world, fitting_batch, in_words
 from seresnext.recipe.explain import near_miss
 from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 from seresnext.run.folder import is_same
@@ -32,7 +31,6 @@ from seresnext.run.resume import LoadedCheckpoint
 from seresnext.weights.opening import open_file
 
 _IMAGES_LISTED = 20
-_CLASSES_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -190,11 +188,9 @@ def _class_weight_problems(recipe: Recipe, reader: Reader) -> list[StartProblem]
         return []
     close = near_miss(unknown[0], list(reader.classes))
     hint = f" (did you mean {printable(close, 40)}?)" if close else ""
-    names, known = (
-        ", ".join(printable(name, 40) for name in listed(each, _CLASSES_LISTED)) for each in (unknown, reader.classes)
-    )
-    fix = f"write names of its {len(reader.classes)} classes: {known}"
-    return [StartProblem(RecipeError, f"loss.class_weights: {root} has no class {names}{hint}; {fix}")]
+    known = f"{len(reader.classes)} classes: {shown_classes(reader.classes)}"
+    text = f"{root} has no class {shown_classes(unknown)}{hint}; write names of its {known}"
+    return [StartProblem(RecipeError, f"loss.class_weights: {text}")]
 
 
 def _batch_problems(recipe: Recipe, num_images: int, num_bad: int, world_size: int) -> list[StartProblem]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,29 +54,11 @@ _RECIPE_KEYS = {
 }
 # Logits that are kept for the statistics: 4 GiB. ImageNet has 50 million.
 _MOST_LOGITS = 1 << 30
-
-
-@dataclass(frozen=True)
-class ValidationSettings:
-    """The settings of a validation that differ from the settings in the file of weights. None means no difference.
-
-    `flip` averages the logits of each image and of its mirror image. `real_labels` are the labels of `real.json`.
-    `classes` are the names of the model's outputs. `class_map` gives the class of each class folder.
-    """
-
-    data: str | None = None
-    split: str | None = None
-    weights: str | None = None
-    image_size: int | None = None
-    crop_pct: float | None = None
-    interpolation: str | None = None
-    batch_size: int | None = None
-    workers: int | None = None
-    precision: str | None = None
-    flip: bool = False
-    real_labels: Path | None = None
-    class_map: Path | None = None
-    classes: str | None = None
+# The options of `seresnext validate` that count here. None: as in the file of weights.
+_OPTIONS = {"flip": False} | dict.fromkeys((
+    "data", "split", "image_size", "workers", "crop_pct", "interpolation", "batch_size", "precision", "weights",
+    "real_labels", "class_map", "classes",
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,7 +75,7 @@ class Validation:
     selection: ClassSelection
     result: Evaluation
     summary: dict[str, Any]
-    settings: ValidationSettings
+    settings: Namespace
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as in the JSON file. Numbers that are not finite are None."""
@@ -116,11 +99,14 @@ class Validation:
         return build_table(names, self.result.labels, self.result.logits, classes)
 
 
-def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Validation:
+def validate(checkpoint: Path, world: World, settings: Namespace) -> Validation:
     """Measure a file of weights, and print top-1, top-5, loss, images per second and a summary.
+
+    `settings` are options of the command; a missing option and None mean: as in the file.
 
     Raise CheckpointError for a file that is refused, DataError for a wrong split, UsageError for missing weights.
     """
+    settings = Namespace(**{**_OPTIONS, **vars(settings)})
     with world.downloading(), world.agreeing():
         checkpoint = find_weights(checkpoint)
         loaded, recipe = read_subject(checkpoint, settings.weights, world)
@@ -134,7 +120,11 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
         choice = stored_choice(loaded.metadata.dataset, loaded.source) if loaded.metadata else None
         reader = open_split(recipe, split, choice)
         selection = _select(loaded, reader, recipe, settings, where)
-        real = read_real_labels(settings.real_labels) if settings.real_labels else None
+        keeps_logits, real = len(reader) * len(selection.names) <= _MOST_LOGITS, None
+        if settings.real_labels:
+            if len(selection.names) != 1000 or not keeps_logits:
+                raise UsageError("--real-labels needs a model of ImageNet's 1,000 classes; leave the option out")
+            real = read_real_labels(settings.real_labels)
     console = Console(enabled=world.is_first)
     for notice in reader.notices:
         console.print(f"warning: {notice}")
@@ -175,7 +165,7 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
             world=world,
             precision=precision,
             on_round=bar.update,
-            keep_logits=len(reader) * len(selection.names) <= _MOST_LOGITS,
+            keep_logits=keeps_logits,
         )
     assert result is not None, "a validation has no stop request"
     metrics = result.metrics
@@ -186,9 +176,10 @@ def validate(checkpoint: Path, world: World, settings: ValidationSettings) -> Va
     speed = f"{result.num_images:,} images, {result.images_per_second:.1f} images/s"
     console.print(f"{describe(metrics)} ({speed})")
     summary = summarize(result, selection.names) if world.is_first else {}
-    if real is not None:
+    if real is not None and result.logits is not None:
         with world.agreeing():
-            summary["real_labels"] = _real(result, reader, selection, real)
+            names = [reader.name(index) for index in range(len(reader))]
+            summary["real_labels"] = real_accuracy(names, result.logits.argmax(1).tolist(), real)
     for line in describe_summary(summary) if summary else ():
         console.print(line)
     return Validation(checkpoint, loaded, recipe, reader, selection, result, summary, settings)
@@ -215,7 +206,7 @@ def read_subject(path: Path, weights: str | None, world: World) -> tuple[LoadedW
     return loaded, recipe.changed(runtime={"precision": precision}, data={"workers": workers, "cache": None})
 
 
-def _with_settings(recipe: Recipe, settings: ValidationSettings) -> Recipe:
+def _with_settings(recipe: Recipe, settings: Namespace) -> Recipe:
     """Return the recipe with the settings of the user, and with the format of the data that the user names."""
     for section, names in _RECIPE_KEYS.items():
         given = {key: value for key, name in names.items() if (value := getattr(settings, name)) is not None}
@@ -226,9 +217,7 @@ def _with_settings(recipe: Recipe, settings: ValidationSettings) -> Recipe:
     return recipe.changed(data={"format": detect_format(data.root, data.val_split, data.format)})
 
 
-def _select(
-    loaded: LoadedWeights, reader: Reader, recipe: Recipe, settings: ValidationSettings, where: str
-) -> ClassSelection:
+def _select(loaded: LoadedWeights, reader: Reader, recipe: Recipe, settings: Namespace, where: str) -> ClassSelection:
     num_classes = recipe.model.num_classes
     if isinstance(reader, SyntheticReader):
         return ClassSelection(list(range(num_classes)), None, list(reader.classes))
@@ -262,10 +251,3 @@ def _relabelled(
     table = torch.tensor([place[label] for label in selection.labels], device=device)
     for batch in batches:
         yield batch._replace(labels=table[batch.labels])
-
-
-def _real(result: Evaluation, reader: Reader, selection: ClassSelection, real: list[set[int]]) -> dict[str, Any]:
-    if len(selection.names) != 1000 or result.logits is None:
-        raise UsageError("--real-labels needs a model of ImageNet's 1,000 classes; leave the option out")
-    names = [reader.name(index) for index in range(len(reader))]
-    return real_accuracy(names, result.logits.argmax(1).tolist(), real)

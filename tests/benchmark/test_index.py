@@ -34,34 +34,27 @@ def test_figures_are_measured_and_written(bench):
     assert "all figures are below the limits" in printed
 
 
-class Leaking:
-    """A reader that keeps data of each image, as a cache without a limit does."""
+def open_leaking(*words: Any) -> Reader:
+    """Open a reader that keeps data of each image, as a cache without a limit does."""
+    reader, kept = open_reader(*words), []
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-        self._kept: list[mmap.mmap] = []
-
-    def __len__(self) -> int:
-        return len(self._reader)
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._reader, name)
-        return self._leaking(found) if name in ("read", "name") else found
-
-    def _leaking(self, function: Callable[[int], Any]) -> Callable[[int], Any]:
+    def leaking(function: Callable[[int], Any]) -> Callable[[int], Any]:
         def call(number: int) -> Any:
             # New memory for certain: the heap that a fork of a large process inherits has room for much.
-            self._kept.append(mmap.mmap(-1, 50_000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-            self._kept[-1].write(os.urandom(50_000))
+            kept.append(mmap.mmap(-1, 50_000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+            kept[-1].write(os.urandom(50_000))
             return function(number)
 
         return call
+
+    reader.read, reader.name = leaking(reader.read), leaking(reader.name)
+    return reader
 
 
 @pytest.mark.full
 def test_a_reader_that_leaks_is_seen_to_grow_and_missed(measure, monkeypatch, capsys):
     """The negative control of the workers' memory: the same measurements as above, in which nothing is missed."""
-    monkeypatch.setattr(index, "open_reader", lambda *words: Leaking(open_reader(*words)))
+    monkeypatch.setattr(index, "open_reader", open_leaking)
     figures = measure(index, *SMALL)
     said = capsys.readouterr().out
     for part in (*READERS, "loader"):

@@ -128,12 +128,12 @@ def test_a_store_that_cannot_be_reached_at_the_start(make, monkeypatch, answer: 
 def filled(tmp_path: Path, place: str) -> dict[int, Path]:
     """A mirror with the checkpoints of three steps, and the local files by step."""
     files, owner = own(place)
-    (tmp_path / "metrics").write_text("one line\n")
+    (tmp_path / "metrics.jsonl").write_text("one line\n")
     (tmp_path / "trackers").mkdir()
     (tmp_path / "trackers" / "mlflow.json").write_text('{"id": "abc", "sent": 9}')
     paths = {step: save(tmp_path / "there", step) for step in (10, 20, 30)}
     for number, path in enumerate(paths.values(), 1):
-        add(files, owner, number, path, tmp_path / "metrics")
+        add(files, owner, number, path, tmp_path)
     return paths
 
 

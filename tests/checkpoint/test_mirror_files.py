@@ -41,23 +41,18 @@ def change(address: str, name: str, edit: Callable[[bytes], bytes] | None) -> No
 
 
 def test_an_upload_has_a_manifest_and_comes_back_bit_for_bit(address: str, tmp_path: Path):
-    path, metrics = save(tmp_path, 40), tmp_path / "metrics.jsonl"
-    metrics.write_text('{"step": 40}\n')
+    path = save(tmp_path, 40)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 40}\n')
     files, owner = own(address)
-    upload = add(files, owner, 1, path, metrics)
+    upload = add(files, owner, 1, path, tmp_path)
     stem = f"{RUN}/step-00000040-000001-0001"
-    assert names(address) == {
-        "owners/000001.json", f"{RUN}/metrics-000001.jsonl", f"{stem}.json", f"{stem}.safetensors",
-    }  # fmt: skip
+    assert names(address) == {"owners/000001.json", f"{stem}.json", f"{stem}.safetensors"}
     manifest = json.loads(fsspec.open(f"{address}/{stem}.json").open().read())
     assert manifest["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (manifest["run"], manifest["owner"], manifest["step"]) == (RUN, 1, 40)
+    assert manifest["texts"] == {"metrics.jsonl": '{"step": 40}\n'}
     assert files.uploads(owner) == [upload]
     assert content(files, RUN, upload) == path.read_bytes()
-    change(address, f"{RUN}/metrics-000001.jsonl", lambda text: text + b"longer")  # By the next upload of the start.
-    chunks: list[bytes] = []
-    files.download(RUN, files.manifest(RUN, upload)["metrics"], chunks.append)
-    assert b"".join(chunks) == metrics.read_bytes()
 
 
 HARMS = {
@@ -118,15 +113,14 @@ def test_a_newer_owner_fences_the_older(address: str, tmp_path: Path):
 def test_an_owner_that_comes_during_an_upload_fences_it(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """There is no manifest, and the next owner removes the rest."""
     files, old = own(address)
-    put = MirrorFiles._put
+    download = MirrorFiles.download
 
-    def slow(self: MirrorFiles, *arguments: Any) -> Any:
-        entry = put(self, *arguments)
+    def slow(self: MirrorFiles, *arguments: Any) -> None:
+        download(self, *arguments)
         monkeypatch.undo()
         own(address, step=0)
-        return entry
 
-    monkeypatch.setattr(MirrorFiles, "_put", slow)
+    monkeypatch.setattr(MirrorFiles, "download", slow)
     with pytest.raises(Fenced):
         add(files, old, 1, save(tmp_path, 10))
     assert f"{RUN}/step-00000010-000001-0001.safetensors" in names(address)
@@ -210,7 +204,7 @@ def mirror(tmp_path: Path) -> tuple[MirrorFiles, Owner]:
 def request_for(mirror: tuple[MirrorFiles, Owner], path: Path, **more: Any) -> dict[str, Any]:
     """Return a request as it comes from the training, in JSON."""
     files, owner = mirror
-    values = {"address": files.address, "owner": owner, "path": str(path), "metrics": "none", "number": 1, "keep": 1}
+    values = {"address": files.address, "owner": owner, "path": str(path), "folder": "none", "number": 1, "keep": 1}
     usual = {"step": int(store.verify(path)["step"]), "keep_every": None, "best": None, "best_path": None}
     return json.loads(json.dumps({**values, **usual, **more}))
 

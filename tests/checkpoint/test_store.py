@@ -241,10 +241,11 @@ def test_prune_keeps_the_newest_and_what_is_pointed_to(tmp_path):
             store.update_link(tmp_path, "best", path)
     store.update_link(tmp_path, "last", path)
     kept = tmp_path / "step-00000009.safetensors"
-    assert store.prune(tmp_path, 1, keep_every=3) == [tmp_path / f"step-{step:08}.safetensors" for step in (8, 10)]
+    store.prune(tmp_path, 1, keep_every=3)
     assert names(tmp_path) == ["best.safetensors", "last.safetensors", kept.name, path.name]
     assert store.read(tmp_path / "best.safetensors")[1]["step"] == "8"
-    assert store.prune(tmp_path, 5) == []
+    store.prune(tmp_path, 5)
+    assert len(names(tmp_path)) == 4
 
 
 def test_remove_temporary_removes_only_temporary_files_of_checkpoints(tmp_path):
@@ -252,9 +253,9 @@ def test_remove_temporary_removes_only_temporary_files_of_checkpoints(tmp_path):
     ours = [".best.safetensors.tmp", ".last.safetensors.tmp", ".step-00000002.safetensors.tmp"]
     for name in [*ours, ".other.tmp", "step-00000003.safetensors.tmp"]:
         (tmp_path / name).touch()
-    assert [path.name for path in store.remove_temporary(tmp_path)] == ours
+    store.remove_temporary(tmp_path)
     assert names(tmp_path) == [".other.tmp", "step-00000001.safetensors", "step-00000003.safetensors.tmp"]
-    assert store.remove_temporary(tmp_path / "nowhere") == []
+    store.remove_temporary(tmp_path / "nowhere")
 
 
 def test_mark_superseded_renames_later_steps_and_links(tmp_path):

@@ -27,6 +27,8 @@ def test_the_schema_accepts_the_formats_of_the_table():
         ("imagenet", ["val/a/1.jpg"], "folder"),
         ("imagenet", ["ILSVRC2012_img_val.tar"], "imagenet"),
         ("imagenet", [], "imagenet"),
+        ("folder", ["val/index.json"], "shards"),
+        ("shards", ["val/a/1.jpg"], "folder"),
     ],
 )
 def test_a_format_that_was_not_given_is_detected(tmp_path: Path, format: str, files: list[str], detected: str):
@@ -34,6 +36,7 @@ def test_a_format_that_was_not_given_is_detected(tmp_path: Path, format: str, fi
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert detect_format(tmp_path, "val", format) == detected
+    assert detect_format("https://host/x", "val", format) == "shards"
 
 
 @pytest.mark.parametrize(

@@ -176,11 +176,13 @@ def test_a_kit_that_unpacks_to_much(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ indices
 
+ONE = np.array([(512, 1, 0, 0, 0)], format.ENTRY)
+CONTENT = format.index_bytes([ONE])
+
 
 def shards(folder: Path, **changes: object) -> Path:
     """Return a split of one shard with a changed index."""
-    listing = np.array([(512, 1, 0, 0, 0)], format.ENTRY)
-    content = format.index_bytes([listing])
+    content = format.index_bytes([ONE])
     name = changes.pop("name", "a.tar")
     facts = {"bytes": 10240, "images": 1, "sha256": "0" * 64}
     digest = changes.pop("index_sha256", hashlib.sha256(content).hexdigest())
@@ -226,69 +228,40 @@ def test_a_damaged_list_of_shards_is_refused(tmp_path: Path, text: str) -> None:
         ShardReader(str(tmp_path), "val")
 
 
-ONE = format.index_bytes([np.array([(512, 1, 0, 0, 0)], format.ENTRY)])
-DESCR = repr(format.ENTRY.descr)
-
-
 def saved(array: np.ndarray) -> bytes:
     np.save(buffer := io.BytesIO(), array)
     return buffer.getvalue()
-
-
-def npy(
-    shape: str = "(1,)", descr: str = DESCR, order: str = "False", version: int = 1, body: bytes = ONE[-16:]
-) -> bytes:
-    """Return a file in numpy's format with a header of our choice."""
-    text = ONE[10:-16].decode().replace(DESCR, descr).replace("False", order).replace("(1,)", shape).encode("latin-1")
-    return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 if version == 1 else 4, "little") + text + body
 
 
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        ONE[:9],
-        ONE[:60],
-        ONE[:-1],
-        ONE + b"\0",
-        npy(descr="'O'", body=b"\x80\4N."),
-        npy(descr=DESCR.replace("<u4", ">u4", 1)),
-        npy(descr="[" * 200 + "]" * 200),
-        npy(shape="(0,)"),
-        npy(shape="(2,)"),
-        npy(shape="(-1,)"),
-        npy(shape="(999999999999,)"),
-        npy(shape="(" + "9" * 5000 + ",)"),
-        npy(order="True"),
-        npy(version=2),
-        ONE[:8] + b"\xff\xff" + ONE[10:],
-        ONE[:8] + b"\0\0" + ONE[10:],
-        saved(np.zeros(3)),
-        saved(np.zeros((1, 1), format.ENTRY)),
-        saved(np.array((512, 1, 0, 0, 0), format.ENTRY)),
+        CONTENT[:-1],
+        CONTENT + b"\0",
+        CONTENT.replace(b"'<u4'", b"'>u4'", 1),
+        CONTENT.replace(b"False", b"True "),
+        CONTENT.replace(b"(1,)", b"(2,)"),
+        saved(np.zeros(2)),
         saved(np.array([(512, 2**32 - 1, 0, 0, 0)], format.ENTRY)),
         saved(np.array([(512, 1, 0, 0, 9)], format.ENTRY)),
     ],
     ids=lambda content: repr(content[-60:])[:60],
-)  # fmt: skip
+)
 def test_a_list_of_images_that_is_made_up(tmp_path: Path, content: bytes) -> None:
     """The checksum is right, since an attacker can compute the checksum."""
     split = shards(tmp_path, index_sha256=hashlib.sha256(content).hexdigest()) / "val"
     (split / "index.npy").write_bytes(content)
-    with within(1), pytest.raises(DataError, match=r"index\.npy|no images"):
+    with within(1), pytest.raises(DataError, match=r"index\.npy is damaged or of other shards"):
         ShardReader(str(tmp_path), "val")
 
 
 @pytest.mark.parametrize("count", [1, 9, 100_000])
 def test_a_list_of_images_that_is_right(tmp_path: Path, count: int) -> None:
-    assert npy() == ONE
-    images = np.ones(count, format.ENTRY)
-    images["shard"] = images["label"] = 0
-    content = saved(images)
-    assert format.index_bytes([images]) == content
+    content = saved(ONE.repeat(count))
     split = shards(tmp_path, index_sha256=hashlib.sha256(content).hexdigest(), images=count) / "val"
     (split / "index.npy").write_bytes(content)
-    assert ShardReader(str(tmp_path), "val")._index.tolist() == images.tolist()
+    assert ShardReader(str(tmp_path), "val")._index.tolist() == ONE.tolist() * count
 
 
 def test_a_list_of_images_of_a_terabyte(tmp_path: Path) -> None:

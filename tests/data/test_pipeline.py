@@ -8,7 +8,7 @@ from seresnext.data.augment.mixup import MixupCutmix, build_mixup_cutmix
 from seresnext.data.augment.progressive import ImageSizeSchedule, build_image_size_schedule
 from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import train_keys
-from seresnext.data.pipeline import build_order, train_source
+from seresnext.data.pipeline import batch_source, build_order
 from seresnext.recipe.load import load_recipe
 
 AUGMENTED = {
@@ -26,7 +26,7 @@ def first_batch(root, settings):
     reader = open_reader(root, "train")
     order = build_order(recipe, reader)
     sizes = build_image_size_schedule(recipe, order.steps_per_epoch)
-    return train_source(recipe, reader).make(next(train_keys(order, range(1), 0, 1, sizes)))
+    return batch_source(recipe, reader, training=True).make(next(train_keys(order, range(1), 0, 1, sizes)))
 
 
 @pytest.mark.parametrize("key", AUGMENTED)

@@ -2,19 +2,16 @@
 
 import io
 import threading
-from pathlib import Path
 
 import encoded_images
 import numpy as np
 import pytest
 from encoded_images import Images, exif_behind_pixels, noise, turned
 from PIL import Image, ImageOps
-from shard_folders import make_shards
 
 from seresnext.data import survey as survey_module
 from seresnext.data.decode.kinds import HAS_HEIC
 from seresnext.data.decode.pillow import Decoding, decode
-from seresnext.data.formats import open_reader
 from seresnext.data.readers.photo_choice import PhotoChoice
 from seresnext.data.survey import describe, survey
 from seresnext.errors import DataError
@@ -44,14 +41,6 @@ def test_photos_that_the_reader_has_decoded_are_not_decoded_again(monkeypatch: p
     images.choice = None
     with pytest.raises(pytest.fail.Exception):
         survey(images, Decoding(10**6))
-
-
-def test_images_that_the_recipe_turns_are_not_reported():
-    images = Images(encoded(orientation=6), encoded("RGBA", "PNG"))
-    assert survey(images, Decoding(10**6)).turned == (0,)
-    assert survey(images, Decoding(10**6, exif_rotation=True)).turned == ()
-    text = str(describe({"training": survey(images, Decoding(10**6))}, {"training": images}))
-    assert "data.exif_rotation=true" in text
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
@@ -145,15 +134,6 @@ def test_cuts_and_changed_bytes_of_photographs_raise_nothing_and_no_false_alarm(
     assert len(cut) > 20
 
 
-def test_photographs_of_imagenet(imagenet_sample):
-    """One of 500 photographs is turned. Pillow reads all."""
-    reader = open_reader(imagenet_sample, "train")
-    orientations = [Image.open(io.BytesIO(reader.read(index))).getexif().get(0x0112) for index in range(500)]
-    oracle = tuple(index for index, orientation in enumerate(orientations) if orientation in range(2, 9))
-    assert survey(reader, Decoding(50_000_000)) == (len(reader), 500, oracle, ())
-    assert len(oracle) == 1
-
-
 def test_a_sample_is_evenly_spaced_and_reported(monkeypatch):
     monkeypatch.setattr(survey_module, "_MOST_IMAGES", 10)
     images = Images(*[encoded(orientation=6 if number < 500 else 1) for number in range(1000)])
@@ -178,9 +158,10 @@ def test_one_warning_counts_turned_images_in_both_splits():
     surveys = {name: survey(reader, Decoding(10**6)) for name, reader in readers.items()}
     text = describe(surveys, readers)
     assert text is not None
-    for words in ("1 of 3 training", "image 1", "2 of 2 validation", "image 0", "EXIF"):
+    for words in ("1 of 3 training", "image 1", "2 of 2 validation", "image 0", "data.exif_rotation=true"):
         assert words in text
-    assert describe({"training": survey(Images(encoded()), Decoding(10**6))}, readers) is None
+    turning = Decoding(10**6, exif_rotation=True)
+    assert describe({name: survey(reader, turning) for name, reader in readers.items()}, readers) is None
 
 
 def test_the_time_is_bounded_and_no_thread_is_left(monkeypatch):
@@ -189,9 +170,3 @@ def test_the_time_is_bounded_and_no_thread_is_left(monkeypatch):
     assert (found.seen, threading.active_count()) == (50, before)
     monkeypatch.setattr(survey_module, "_MOST_SECONDS", 0.0)
     assert survey(Images(*[b""] * 50), Decoding(10**6)).seen == 0
-
-
-def test_local_shards_are_looked_at(tmp_path: Path):
-    make_shards(tmp_path)
-    reader = open_reader(tmp_path, "train", "shards")
-    assert survey(reader, Decoding(10**6)).seen == len(reader)

@@ -3,12 +3,9 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -16,8 +13,8 @@ import torch
 
 from seresnext.distributed import World, launch, launcher_id, open_world
 from seresnext.errors import UsageError
+from seresnext.process.fork import FORK
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -187,9 +184,12 @@ def test_other_ranks_that_cannot_be_reached(environment, monkeypatch):
 def test_the_id_of_a_launcher_is_unique(monkeypatch):
     """Users repeat an --rdzv-id, torchrun's default id is `none`, and process ids repeat, too."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "100")
-    words = [sys.executable, "-c", "from seresnext.distributed import launcher_id; print(launcher_id())"]
-    found = [subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(2)]
-    assert found[0] == found[1] != f"{launcher_id()}\n"
+    found = FORK.SimpleQueue()
+    for _ in range(2):
+        process = FORK.Process(target=lambda: found.put(launcher_id()), daemon=True)
+        process.start()
+        process.join()
+    assert found.get() == found.get() != launcher_id()
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert re.fullmatch(r"100 .*:1:\d+", launcher_id())
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")

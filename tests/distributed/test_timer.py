@@ -62,7 +62,7 @@ def found(tmp_path_factory):
 def test_the_end_is_the_moment_in_which_the_last_bucket_is_ready(found):
     """The oracle is a communication hook, called with the last bucket of each backward pass."""
     for rank in found:
-        assert rank["times"][2] == pytest.approx(rank["hook"], abs=0.01)
+        assert rank["times"][2] == pytest.approx(rank["hook"], abs=0.02)
 
 
 def test_the_time_of_a_slow_rank_is_its_own(found):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import small_digits
 import torch
+from conftest import command
 from faulty_photos import jpeg, photograph
 from photographs import make
 from PIL import Image
 
-from seresnext.cli import main
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
 from seresnext.data.readers.photo_choice import photo_choice
@@ -23,12 +23,7 @@ from seresnext.doctor.examine import open_splits
 from seresnext.doctor.network import Networks
 from seresnext.errors import DataError
 from seresnext.models import registry
-from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe
-
-
-def doctor(*words):
-    return main(["doctor", *map(str, words)], StopRequest())
 
 
 def read_list(path):
@@ -40,7 +35,7 @@ def read_list(path):
 def test_the_files_of_a_quick_examination(faulty, tmp_path, capsys, monkeypatch):
     before = sorted((path, path.stat().st_mtime_ns) for path in faulty.rglob("*"))
     monkeypatch.setattr(network, "train", None)
-    assert doctor(faulty, "--quick", "--output", tmp_path / "out") == 0
+    assert command("doctor", faulty, "--quick", "--output", tmp_path / "out") == 0
     assert sorted((path, path.stat().st_mtime_ns) for path in faulty.rglob("*")) == before
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"index.html", "findings.json", "exclude.csv"}
     found = json.loads((tmp_path / "out" / "findings.json").read_text())
@@ -71,7 +66,7 @@ def test_the_files_of_a_quick_examination(faulty, tmp_path, capsys, monkeypatch)
 
 def test_an_image_that_is_lost_before_the_page_costs_no_findings(faulty, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "decode", Mock(side_effect=DataError("train/a/0.jpg is gone; restore the file")))
-    assert doctor(faulty, "--quick", "--output", tmp_path / "out") == 3
+    assert command("doctor", faulty, "--quick", "--output", tmp_path / "out") == 3
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"findings.json", "exclude.csv"}
 
 
@@ -82,7 +77,7 @@ def test_suspected_labels_of_short_trainings(tiny_image_folder, tmp_path, monkey
     root = shutil.copytree(tiny_image_folder(3, 20), tmp_path / "photos")
     (root / "train" / "class_0" / "3.jpg").rename(root / "train" / "class_1" / "wrong.jpg")
     (root / "val" / "class_2" / "1.jpg").rename(root / "val" / "class_0" / "wrong.jpg")
-    assert doctor(root, "--folds", 3, "--image-size", 32, "--output", tmp_path / "out") == 0
+    assert command("doctor", root, "--folds", 3, "--image-size", 32, "--output", tmp_path / "out") == 0
     found = json.loads((tmp_path / "out" / "findings.json").read_text())
     labels = {row["path"]: row for each in found["findings"] for row in each["rows"] if each["key"] == "label"}
     assert labels["train/class_1/wrong.jpg"]["suggestion"] == "class_0"
@@ -102,7 +97,7 @@ def test_photographs_without_splits_are_divided_as_by_finetune(tmp_path):
     for split in ("train", "val"):
         run = open_reader(root, split, choice=photo_choice(recipe, {}))
         assert run.fingerprint == readers[split].fingerprint
-    assert doctor(root, "--quick", "--output", tmp_path / "out") == 0
+    assert command("doctor", root, "--quick", "--output", tmp_path / "out") == 0
     unreadable = json.loads((tmp_path / "out" / "findings.json").read_text())["findings"][0]
     details = [row["detail"] for row in unreadable["rows"]]
     assert (unreadable["key"], details) == ("unreadable", ["a/bad.jpg is a text, no image"])
@@ -126,7 +121,7 @@ def test_mistakes(faulty, tmp_path, monkeypatch, capsys, words, code, named):
     (tmp_path / "photos").symlink_to(faulty)
     (tmp_path / "taken").write_text("")
     (tmp_path / "full" / "exclude.csv").mkdir(parents=True)
-    assert doctor(*words) == code
+    assert command("doctor", *words) == code
     assert named in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "photos", "taken"]
     assert not (faulty / "out").exists()
@@ -134,18 +129,15 @@ def test_mistakes(faulty, tmp_path, monkeypatch, capsys, words, code, named):
 
 def test_without_the_extra_nothing_begins(faulty, tmp_path, capsys, without):
     without("imagehash")
-    assert doctor(faulty, "--output", tmp_path / "out") == 2
+    assert command("doctor", faulty, "--output", tmp_path / "out") == 2
     assert 'pip install "seresnext[report]"' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("moment", ["look_at", "cross_validate"])
 def test_nothing_is_written_after_ctrl_c(faulty, tmp_path, moment, monkeypatch, capsys):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(examine, moment, interrupt)
-    assert doctor(faulty, "--output", tmp_path / "out") == 130
+    monkeypatch.setattr(examine, moment, Mock(side_effect=KeyboardInterrupt))
+    assert command("doctor", faulty, "--output", tmp_path / "out") == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -157,7 +149,7 @@ def test_the_test_folder_is_compared_and_empty_images_are_no_copies(tmp_path):
     ramp = np.tile(np.linspace(100, 108, 64), (64, 1))
     for n in range(2):
         Image.fromarray((ramp + n).astype(np.uint8)).save(root / f"train/b/empty{n}.jpg")
-    assert doctor(root, "--quick", "--output", tmp_path / "out") == 0
+    assert command("doctor", root, "--quick", "--output", tmp_path / "out") == 0
     found = json.loads((tmp_path / "out" / "findings.json").read_text())
     rows = {each["key"]: each["rows"] for each in found["findings"]}
     assert [row["path"] for row in rows["leak"]] == ["train/a/0.jpg"]
@@ -205,14 +197,14 @@ def test_labels_are_not_listed_by_a_network_that_knows_them(tiny_image_folder, k
 def test_networks_are_left_out_where_there_is_nothing_to_learn(tmp_path):
     """One class, and fewer images than folds."""
     root = make(tmp_path / "photos", *(f"{('train', 'val')[number % 2]}/a/{number}.jpg" for number in range(6)))
-    assert doctor(root, "--output", tmp_path / "out") == 0
+    assert command("doctor", root, "--output", tmp_path / "out") == 0
     found = json.loads((tmp_path / "out" / "findings.json").read_text())
     assert (found["method"], found["pairs"]) == ([], [])
 
 
 def test_copies_leave_too_few_images_for_trainings(tmp_path, capsys):
     root = make(tmp_path / "photos", *(f"{split}/{name}/0.jpg=1" for split in ("train", "val") for name in "abc"))
-    assert doctor(root, "--output", tmp_path / "out") == 3
+    assert command("doctor", root, "--output", tmp_path / "out") == 3
     assert "too few images; use --quick" in capsys.readouterr().err
 
 

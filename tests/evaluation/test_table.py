@@ -77,6 +77,13 @@ def test_another_file_is_refused(tmp_path, text):
             read_table(tmp_path / name)
 
 
+def test_a_table_of_lists_is_refused(tmp_path):
+    columns = {name: [["a"]] for name in ("image", "label", "prediction_1")}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet is no table of predictions; write one"):
+        read_table(tmp_path / "t.parquet")
+
+
 def test_a_missing_file_and_a_folder_that_is_a_file(tmp_path, logits):
     with pytest.raises(DataError, match=r"missing\.csv cannot be read"):
         read_table(tmp_path / "missing.csv")

@@ -37,8 +37,8 @@ class Terminal:
         self.stream.close()
         output = b""
         with suppress(OSError):  # The end of the output.
-            while True:
-                output += os.read(self._reader, 4096)
+            while chunk := os.read(self._reader, 4096):
+                output += chunk
         os.close(self._reader)
         return output.decode()
 

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import launcher
 import pytest
-from conftest import ROOT, until
+from conftest import ROOT, command, until
 from run_folders import digest, lines
 
-from seresnext import cli
 from seresnext.errors import UsageError
 from seresnext.metrics import tracker as module
 from seresnext.metrics.sink import RunStart
 from seresnext.metrics.tracker import Tracker, attach
-from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe, to_values
 from seresnext.recipe.show import to_yaml
 
@@ -97,8 +95,8 @@ def test_a_process_that_cannot_be_started_is_one_warning(started, said, monkeypa
 
 def test_without_the_extra_a_run_is_refused_before_it_starts(without, tmp_path, started, capsys):
     without("mlflow")
-    words = ["train", "--recipe", "digits", "--data", str(tmp_path), "--output", str(tmp_path / "run")]
-    assert cli.main([*words, "--set", "logging.sinks=[mlflow]"], StopRequest()) == 2
+    words = ("--recipe", "digits", "--data", tmp_path, "--output", tmp_path / "run")
+    assert command("train", *words, "--set", "logging.sinks=[mlflow]") == 2
     assert 'pip install "seresnext[track]"' in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match="has no mlflow"):
@@ -181,7 +179,7 @@ def test_an_attached_file_leaves_the_lines_to_the_process_of_a_running_run(
 PROGRAM = str(ROOT / "tests" / "small_digits.py")
 
 
-def command(data, run, *settings):
+def small_run(data, run, *settings):
     words = ["--recipe", "digits", "--data", data, "--output", run]
     sets = ["length=8ep", "logging.every=5st", "checkpoint.every=10st", *settings]
     return [launcher.PYTHON, PROGRAM, "train", *words, *(word for text in sets for word in ("--set", text))]
@@ -197,8 +195,8 @@ def test_a_killed_and_resumed_run_with_trackers_is_the_run_without(start_command
     client = mlflow.MlflowClient(env["MLFLOW_TRACKING_URI"])
     client.search_experiments()  # The first use makes the tables of the store, which takes long on a busy machine.
     plain, tracked = tmp_path / "plain", tmp_path / "tracked"
-    assert run_command(command(digits_folder, plain)).returncode == 0
-    tracking = command(digits_folder, tracked, "logging.sinks=[wandb, mlflow]")
+    assert run_command(small_run(digits_folder, plain)).returncode == 0
+    tracking = small_run(digits_folder, tracked, "logging.sinks=[wandb, mlflow]")
     first = start_command(tracking, env=env, cwd=tmp_path)
     states = [tracked / "trackers" / f"{name}.json" for name in ("wandb", "mlflow")]
     first.wait_for(lambda: (tracked / "metrics.jsonl").exists() and len(lines(tracked)) > 6)

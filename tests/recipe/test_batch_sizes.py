@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from seresnext.data.order import Order
 from seresnext.errors import RecipeError
 from seresnext.recipe import Recipe, check_world, recipe_from_values
-from seresnext.recipe.batch_sizes import fitting_batch
+from seresnext.recipe.check import fitting_batch
 
 BATCHES = st.fixed_dictionaries(
     {

@@ -9,16 +9,15 @@ import pytest
 import torch
 from bad_checkpoints import metadata_values, model_weights, write_checkpoint
 from browser import needs_chromium, open_browser
+from conftest import command
 from PIL import Image
 from safetensors.torch import save_file
 
-from seresnext.cli import main
 from seresnext.errors import DataError
 from seresnext.evaluation.evaluate import Evaluation
 from seresnext.evaluation.metrics import count_classes
 from seresnext.evaluation.summary import summarize
 from seresnext.metrics import tracker
-from seresnext.process.stop_request import StopRequest
 from seresnext.report import page as module
 from seresnext.report.page import NO_PICTURES, PAIRS, PICTURES, render
 
@@ -218,7 +217,7 @@ def run(tmp_path, tiny_image_folder):
 def test_the_report_of_a_run(run, capsys):
     (run / "report").mkdir()
     (run / "report" / "index.html").write_text("old")
-    assert main(["report", str(run)], StopRequest()) == 0
+    assert command("report", run) == 0
     path = run / "report" / "index.html"
     assert capsys.readouterr().out.endswith(f"report: {path}\n")
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -232,12 +231,12 @@ def test_the_report_of_a_run(run, capsys):
 
 def test_the_page_goes_to_the_known_trackers_only_if_asked(run, capsys, monkeypatch):
     monkeypatch.setattr(tracker, "_PROGRAM", ("-c", "import sys; print(*sys.argv[1::3])"))
-    assert main(["report", str(run), "--attach"], StopRequest()) == 2
+    assert command("report", run, "--attach") == 2
     assert "no tracker knows the run" in capsys.readouterr().err
     (run / "trackers").mkdir()
     (run / "trackers" / "mlflow.json").write_text("{}")
     for words, sent in (([], ""), (["--attach"], f"mlflow {run}/report\n")):
-        assert main(["report", str(run), *words], StopRequest()) == 0
+        assert command("report", run, *words) == 0
         assert capsys.readouterr().out.endswith(f"report: {run}/report/index.html\n{sent}")
 
 
@@ -248,15 +247,15 @@ def test_the_report_of_a_validation_without_curves(run, case, capsys):
     if case == "broken metrics":
         (run / "metrics.jsonl").write_text("1\n")
     output = run.parent / "new" / "report"
-    assert main(["validate", "--checkpoint", str(run), "--report", str(output)], StopRequest()) == 0
+    assert command("validate", "--checkpoint", run, "--report", output) == 0
     assert 'id="training"' not in (output / "index.html").read_text()
     assert ("warning" in capsys.readouterr().out) == (case == "broken metrics")
 
 
 def test_a_page_that_fails_leaves_the_result(run, monkeypatch):
     monkeypatch.setattr(module, "_pictures", Mock(side_effect=DataError("val/0.jpg is gone; restore the file")))
-    words = ["--checkpoint", str(run), "--report", str(run / "report"), "--json", str(run / "result.json")]
-    assert main(["validate", *words], StopRequest()) == 3
+    words = ("--checkpoint", run, "--report", run / "report", "--json", run / "result.json")
+    assert command("validate", *words) == 3
     assert json.loads((run / "result.json").read_text())["num_images"] == 12
     assert not (run / "report" / "index.html").exists()
 
@@ -274,8 +273,8 @@ def test_a_selection_of_classes(run, monkeypatch):
     targets = []
     original = module.grad_cam
     monkeypatch.setattr(module, "grad_cam", lambda *args: (targets.extend(args[2]), original(*args))[1])
-    words = ["--data", str(data), "--class-map", str(run / "map.csv"), "--image-size", "32", "--report", str(run)]
-    assert main(["validate", "--checkpoint", str(run / "w.safetensors"), *words], StopRequest()) == 0
+    words = ("--data", data, "--class-map", run / "map.csv", "--image-size", 32, "--report", run)
+    assert command("validate", "--checkpoint", run / "w.safetensors", *words) == 0
     assert targets == [2, 2]
     page = (run / "index.html").read_text()
     assert "50.00<small>" in page
@@ -284,8 +283,8 @@ def test_a_selection_of_classes(run, monkeypatch):
 
 def test_without_the_extra_nothing_begins(run, capsys, without):
     without("captum")
-    for words in (["report", str(run)], ["validate", "--checkpoint", str(run), "--report", str(run / "report")]):
-        assert main(words, StopRequest()) == 2
+    for words in (["report", run], ["validate", "--checkpoint", run, "--report", run / "report"]):
+        assert command(*words) == 2
         output = capsys.readouterr()
         assert 'pip install "seresnext[report]"' in output.err
         assert "captum" in output.err
@@ -309,7 +308,7 @@ def test_without_the_extra_nothing_begins(run, capsys, without):
 def test_mistakes(run, monkeypatch, capsys, words, code, named):
     monkeypatch.chdir(run.parent)
     (run.parent / "taken" / "index.html").mkdir(parents=True)
-    assert main(words, StopRequest()) == code
+    assert command(*words) == code
     assert named in capsys.readouterr().err
     assert not (run / "report").exists()
     assert len(list((run.parent / "taken").iterdir())) == 1

@@ -6,9 +6,8 @@ import socket
 import subprocess
 
 import pytest
+from conftest import command
 
-from seresnext import cli
-from seresnext.process.stop_request import StopRequest
 from seresnext.recipe.load import load_recipe, to_values
 from seresnext.recipe.show import to_yaml
 
@@ -34,7 +33,7 @@ def table(tmp_path, capsys):
 
     def table():
         found = tmp_path / "runs.json"
-        assert cli.main(["runs", str(tmp_path / "runs"), "--json", str(found)], StopRequest()) == 0
+        assert command("runs", tmp_path / "runs", "--json", found) == 0
         return [line.split() for line in capsys.readouterr().out.splitlines()], json.loads(found.read_text())
 
     return table
@@ -115,5 +114,5 @@ def test_many_keys_that_differ_are_counted(make, table):
 
 def test_a_folder_without_runs_is_refused(tmp_path, capsys):
     for folder in (tmp_path, tmp_path / "none"):
-        assert cli.main(["runs", str(folder)], StopRequest()) == 3
+        assert command("runs", folder) == 3
         assert "give a folder" in capsys.readouterr().err

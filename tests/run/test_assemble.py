@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 
 import pytest
@@ -20,7 +21,7 @@ from seresnext.metrics.console import Console
 from seresnext.recipe.schema import Recipe
 from seresnext.run import validate as validation_module
 from seresnext.run.assemble import Run
-from seresnext.run.validate import ValidationSettings, validate
+from seresnext.run.validate import validate
 from seresnext.training import step as step_module
 from seresnext.training.trainer import Trainer
 
@@ -69,7 +70,7 @@ def test_notices_of_readers_are_printed_once_at_each_start_and_logged(
 def test_a_validation_prints_the_notices_too(narrow, photos, tmp_path, capsys):
     save_file(small("", num_classes=3).state_dict(), tmp_path / "weights.safetensors")
     for _ in range(2):
-        settings = ValidationSettings(data=str(photos), split="val", image_size=32, workers=0)
+        settings = Namespace(data=str(photos), split="val", image_size=32, workers=0)
         validate(tmp_path / "weights.safetensors", World(), settings)
         assert capsys.readouterr().out.count(PASSED_OVER[1]) == 1
 
@@ -181,5 +182,5 @@ def test_garbage_is_collected_from_the_first_step_or_image_on(train_synthetic, u
     )
     run = train_synthetic(tmp_path / "run", ["length=1st", "schedule.warmup=0ep"])
     gc.disable()
-    validate(run / "checkpoints" / "last.safetensors", World(), ValidationSettings())
+    validate(run / "checkpoints" / "last.safetensors", World(), Namespace())
     assert seen == [True, True]

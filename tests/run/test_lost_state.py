@@ -17,7 +17,7 @@ import torch
 from run_folders import events, lines
 from torch import Tensor
 
-from seresnext.checkpoint import file_format, store
+from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.distributed import World
 from seresnext.errors import Failure
@@ -77,10 +77,8 @@ def resume_from(resume: Callable[[Path], Path], tmp_path: Path) -> Callable[...,
     """`resume_from(tensors, metadata) -> output`: resume from a checkpoint with this content and a right digest."""
 
     def start(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-        folder = tmp_path / "run" / "checkpoints"
-        folder.mkdir(parents=True)
         metadata = {name: text for name, text in metadata.items() if name != "digest"}
-        file_format.write_synced(folder / f"step-{STOPPED:08}.safetensors", *file_format.header(tensors, metadata))
+        store.write(tmp_path / "run" / "checkpoints" / f"step-{STOPPED:08}.safetensors", tensors, metadata)
         return resume(tmp_path / "run")
 
     return start

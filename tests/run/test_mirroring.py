@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from seresnext.checkpoint.mirror_files import MirrorFiles
 from seresnext.distributed import World
 from seresnext.errors import CheckpointError, UsageError
 from seresnext.run.folder import RunFolder
-from seresnext.run.validate import ValidationSettings, validate
+from seresnext.run.validate import validate
 from seresnext.training.step import TrainingStep
 
 SETTINGS = ["length=4st", "evaluation.every=2st", "ema=null", "checkpoint={every: 1st, keep: 9}", "logging.every=1st"]
@@ -149,7 +150,7 @@ def test_a_mirror_that_only_a_checkpoint_names_is_not_contacted(start, tmp_path:
     monkeypatch.setattr(MirrorFiles, "__init__", watched)
     assert "mirror" in store.verify(path)["recipe"]
     start("fork", mirror=False, resume=str(path))
-    validate(path, World(), ValidationSettings())
+    validate(path, World(), Namespace())
     assert asked == []
     start("second", steps=3)  # The control.
     assert str(tmp_path / "mirror") in asked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from seresnext.checkpoint import store
 from seresnext.data.readers.photo_choice import PhotoChoice
 from seresnext.distributed import World
 from seresnext.errors import DataError
-from seresnext.run.validate import Validation, ValidationSettings, validate
+from seresnext.run.validate import Validation, validate
 
 FILES = [f"{label}/{number}.jpg" for label in ("bird", "cat", "dog") for number in range(12)]
 
@@ -40,7 +41,7 @@ def table(output: Path) -> dict[str, str]:
 
 
 def measured(output: Path, **settings) -> Validation:
-    return validate(output / "checkpoints" / "last.safetensors", World(), ValidationSettings(**settings))
+    return validate(output / "checkpoints" / "last.safetensors", World(), Namespace(**settings))
 
 
 def names(validation: Validation) -> set[str]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from seresnext import cli
-from seresnext.checkpoint import file_format, store
+from seresnext.checkpoint import store
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.metrics.status import read_status
 from seresnext.process.stop_request import StopRequest
@@ -64,8 +64,7 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, str
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     del metadata["digest"]
     change(tensors, metadata)
-    path.unlink()
-    file_format.write_synced(path, *file_format.header(tensors, metadata))
+    store.write(path, tensors, metadata)
 
 
 def spoil(name: str, value: float) -> Callable[..., object]:

@@ -152,19 +152,6 @@ def test_reassessed_labels(tmp_path: Path, jpeg: bytes) -> None:
     assert run("--checkpoint", tmp_path / "w.safetensors", "--data", data, *words) == 3
 
 
-@pytest.mark.parametrize("width", [1, 4])
-def test_numbered_folders_give_the_labels_of_a_file_without_class_names(tmp_path, jpeg, capsys, width) -> None:
-    """`7` and `0007` give the same result, in the order of numbers. The oracle is the sum over the labels."""
-    logits = bare_weights(tmp_path / "w.safetensors", 12)
-    labels = torch.tensor([*range(12), 7, 7, *[int(logits.argmax())] * 2])
-    data = folders(tmp_path / "data", [f"{label:0{width}d}" for label in labels.tolist()], jpeg)
-    report = report_of(tmp_path / "w.safetensors", data)
-    assert (report["num_images"], report["top1"]) == (len(labels), 100 * 3 / len(labels))
-    loss = torch.nn.functional.cross_entropy(logits.double().expand(len(labels), -1), labels)
-    assert report["loss"] == pytest.approx(loss.item(), rel=1e-12)
-    assert "class names" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("names", ["abc", "abcdef"])
 def test_more_than_five_classes_have_a_top_5(tmp_path, jpeg, capsys, names: str) -> None:
     bare_weights(tmp_path / "w.safetensors", len(names))
@@ -197,7 +184,7 @@ def test_a_map_of_classes(checkpoint: Path, tmp_path: Path, jpeg: bytes, capsys:
         (["--workers", "257"], 2, "from 0 to 256"),
         (["--crop-pct", "1.5"], 2, "from 0.1 to 1"),
         (["--classes", "a,b"], 2, "names 2 classes, and the model has 3"),
-        (["--real-labels", "none.json"], 3, "none.json cannot be read"),
+        (["--real-labels", "none.json"], 2, "--real-labels needs a model of ImageNet's"),
     ],
 )
 def test_wrong_options(checkpoint: Path, capsys: pytest.CaptureFixture[str], words, code, message) -> None:

@@ -190,13 +190,11 @@ OTHERS: dict[str, tuple[str, Callable[[Any], object], object]] = {
         [(torch.optim.AdamW, (0.7, 0.8), 1e-5, 0.1)],
     ),
     "rate by steps": (
-        "schedule={name: step, every: 2ep, factor: 0.3, warmup: 1st}",
-        lambda built: built.Trainer["schedule"],
+        "schedule={name: step, every: 2ep, factor: 0.3, warmup: 1st}", lambda built: built.Trainer["schedule"],
         Schedule("step", 0.35, total=15, warmup=1, every=10, factor=0.3),
     ),
     "rate along a line": (
-        "schedule={name: linear, final_lr: 0.02}",
-        lambda built: built.Trainer["schedule"],
+        "schedule={name: linear, final_lr: 0.02}", lambda built: built.Trainer["schedule"],
         Schedule("linear", 0.35, total=15, final=0.02),
     ),
     "patience": (
@@ -204,14 +202,10 @@ OTHERS: dict[str, tuple[str, Callable[[Any], object], object]] = {
     ),
     "average with a warm-up": ("ema={decay: 0.6}", lambda built: built.run.ema and built.run.ema.decay_at(0), 0.1),
     "no average": (
-        "ema=null",
-        lambda built: (built.TrainingStep["ema"], list(built.Trainer["models"])),
-        (None, ["model"]),
+        "ema=null", lambda built: (built.TrainingStep["ema"], list(built.Trainer["models"])), (None, ["model"]),
     ),
     "compressed": (
-        "runtime={compress_gradients: bf16, precision: fp32, compile: false}",
-        lambda built: built.ddp,
-        True,
+        "runtime={compress_gradients: bf16, precision: fp32, compile: false}", lambda built: built.ddp, True,
     ),
     "in NHWC": (
         "runtime.channels_last=true",

@@ -56,7 +56,7 @@ def test_another_order_is_another_run(trained: Path, shards: Path, train, tmp_pa
 
 
 def test_archives_train_as_the_extracted_folder_does(train, tmp_path: Path):
-    archives = write_archives(tmp_path / "archives", per_class=6, val_per_class=3)
+    archives = write_archives(tmp_path / "archives", per_class=6)
     roots = {"imagenet": archives, "folder": extract(archives, tmp_path / "extracted")}
     words = ("--set", "model.num_classes=4", "--set", "length=4st")
     one, other = (

@@ -64,11 +64,11 @@ def make(model, *recipe, mix=None, ema=None, loss=None, world=None, **settings):
     return TrainingStep(model, optimizer, loss, recipe, world or World(), mix, ema)
 
 
-def run(training_step, steps=1, replicas=2, dtype=torch.float64, stop=False):
+def run(training_step, steps=1, replicas=2, dtype=torch.float64):
     reports = []
     for step in range(steps):
         batches = iter([batch(step, replica, dtype) for replica in range(replicas)])
-        reports.append(training_step(batches, step=step, lr=LR / (step + 1), stop=stop).result())
+        reports.append(training_step(batches, step=step, lr=LR / (step + 1), stop=False).result())
     return reports
 
 
@@ -134,7 +134,9 @@ def test_steps_are_those_written_by_hand(model, case):
     assert all(parameter.grad is None for parameter in model.parameters())
     run(make(plain, replicas), 3, replicas)
     assert ("0.weight" in differences(model, plain, rtol=1e-6)) is (case.get("clip_norm") == 0.05 or "mix" in case)
-    assert run(training_step, replicas=replicas, stop=True)[0].stop is True
+    batches, flags = [batch(3, replica) for replica in range(replicas)], {"save_failed": True, "bad_images": 3}
+    report = training_step(iter(batches), step=3, lr=LR, stop=True, **flags).result()
+    assert (report.stop, report.save_failed, report.bad_images) == (True, True, 3)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

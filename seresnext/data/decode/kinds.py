@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 
 from seresnext.errors import DataError
@@ -20,36 +21,38 @@ ENDINGS = {
 }
 """The formats that are decoded, with the usual endings of files. The content decides, not the ending."""
 
+# Each table has the beginning of the files of a kind, as a regular expression.
 _FORMATS = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "GIF": (b"GIF87a", b"GIF89a"),
-    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "GIF": rb"GIF8[79]a",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "WebP": rb"RIFF.{4}WEBP",
 }
 _BMP_HEADERS = frozenset((12, 16, 40, 52, 56, 64, 108, 124))  # Sizes, by version.
 # Tags of a TIFF: a mark of small previews, and the version of DNG.
 _SUBFILE, _DNG = 0x00FE, 0xC612
 _OTHER_IMAGES = {
-    "a JPEG XL image": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
-    "a JPEG 2000 image": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
-    "a Photoshop image": (b"8BPS",),
-    "an icon (ICO)": (b"\0\0\1\0",),
-    "an SVG image": (b"<svg",),
-    "a camera's raw image": (b"FUJIFILMCCD-RAW", b"IIRO", b"IIU\0"),
+    "a JPEG XL image": rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+    "a JPEG 2000 image": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    "a Photoshop image": rb"8BPS",
+    "an icon (ICO)": rb"\0\0\x01\0",
+    "an SVG image": rb"<svg",
+    "a camera's raw image": rb"FUJIFILMCCD-RAW|IIRO|IIU\0|.{4}ftypcrx ",
 }
 # Brands of the ISO base media format: bytes 8 to 12 of a file, then from 16 on.
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _OTHERS = {
-    "a pointer of Git LFS, not the file": (b"version https://git-lfs",),
-    "a gzip archive": (b"\x1f\x8b",),
-    "a zip archive": (b"pk\3\4",),
-    "a RAR archive": (b"rar!",),
-    "a 7z archive": (b"7z\xbc\xaf",),
-    "a video": (b"\x1ae\xdf\xa3", b"\0\0\1\xba"),
-    "a PDF document": (b"%pdf",),
-    "an HTML page": (b"<!doctype html", b"<html"),
-    "an XML text": (b"<?xml",),
+    "a pointer of Git LFS, not the file": rb"version https://git-lfs",
+    "a gzip archive": rb"\x1f\x8b",
+    "a zip archive": rb"PK\x03\x04",
+    "a RAR archive": rb"Rar!",
+    "a 7z archive": rb"7z\xbc\xaf",
+    "a video": rb"\x1aE\xdf\xa3|\0\0\x01\xba|.{4}ftyp|RIFF.{4}AVI ",
+    "a PDF document": rb"%PDF",
+    "an HTML page": rb"(?i:<!doctype html|<html)",
+    "an XML text": rb"<\?xml",
 }
 _LOOKED_AT = 512  # Bytes of a file that is no image.
 
@@ -69,7 +72,7 @@ def not_an_image(data: bytes, name: str) -> DataError:
     given, kind = describe(data), _format(data)
     if kind == "HEIC":
         return DataError(f'{name} is {given}; run `pip install "seresnext[heic]"`, or convert the file')
-    if kind or _other_image(data):
+    if kind or _match(data, _OTHER_IMAGES):
         return DataError(f"{name} is {given}, not {', '.join(ENDINGS)}; convert or remove the file")
     return DataError(f"{name} is {given}, no image; restore or remove the file")
 
@@ -79,18 +82,16 @@ def describe(data: bytes) -> str:
     if not data:
         return "an empty file"
     kinds = {"HEIC": "a HEIC image", "TIFF": "a camera's raw image"}
-    return kinds.get(_format(data) or "") or _other_image(data) or _other(data[:_LOOKED_AT])
+    return kinds.get(_format(data) or "") or _match(data, _OTHER_IMAGES) or _other(data[:_LOOKED_AT])
 
 
-def _match(data: bytes, signatures: dict[str, tuple[bytes, ...]]) -> str | None:
-    return next((kind for kind, starts in signatures.items() if data.startswith(starts)), None)
+def _match(data: bytes, beginnings: dict[str, bytes]) -> str | None:
+    return next((kind for kind, beginning in beginnings.items() if re.match(beginning, data, re.DOTALL)), None)
 
 
 def _format(data: bytes) -> str | None:
     if kind := _match(data, _FORMATS):
         return kind
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WebP"
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
         return "BMP"
     if data[4:8] == b"ftyp":
@@ -114,15 +115,9 @@ def _is_raw(data: bytes) -> bool:
     return data[8:10] == b"CR" or _DNG in tags or tags.get(_SUBFILE) == 1
 
 
-def _other_image(data: bytes) -> str | None:
-    return "a camera's raw image" if data[4:12] == b"ftypcrx " else _match(data, _OTHER_IMAGES)
-
-
 def _other(head: bytes) -> str:
-    if found := _match(head.lstrip(b"\xef\xbb\xbf \t\r\n").lower(), _OTHERS):
+    if found := _match(head.lstrip(b"\xef\xbb\xbf \t\r\n"), _OTHERS):
         return found
-    if head[4:8] == b"ftyp" or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
-        return "a video"
     if not any(head):
         return "zeros at the beginning"
     is_text = head.isascii() and all(one.isprintable() or one.isspace() for one in head.decode("latin-1"))

@@ -112,45 +112,41 @@ def open_batches(
             iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class _BatchDataset(Dataset["Batch | Failure | dict[str, Any]"]):
-    """Batches by key. A Failure is returned: torch would turn a raised one into the text of a traceback."""
+class _BatchDataset(Dataset["Batch | Failure"]):
+    """Batches by key. A Failure is returned: torch would turn a raised one into the text of a traceback.
+
+    A batch of a worker has arrays for tensors, and images N H W C. Arrays go through a pipe. Torch receives a tensor by
+    a handshake with the worker: each takes time, and torch would wait without end for a frozen worker. For a GPU, the
+    images alone are a tensor, in shared memory.
+    """
 
     def __init__(self, source: BatchSource, *, shares_memory: bool) -> None:
         self._source = source
         self._shares_memory = shares_memory
 
-    def __getitem__(self, key: BatchKey) -> Batch | Failure | dict[str, Any]:
+    def __getitem__(self, key: BatchKey) -> Batch | Failure:
         try:
             batch = self._source.make(key)
         except Failure as failure:
             return failure
         if get_worker_info() is None:
             return batch
-        packed = _pack(batch)
+        images: Any = batch.images.permute(0, 2, 3, 1).numpy()
         if self._shares_memory:
             try:
                 # Torch would move the images in a thread that only prints an error, and the batch would never arrive.
-                packed["images"] = batch.images.share_memory_()
+                images = batch.images.share_memory_()
             except (OSError, RuntimeError) as error:
                 return _no_shared_memory(error)
-        return packed
+        packed: list[Any] = [value.numpy() if isinstance(value, Tensor) else value for value in batch]
+        return Batch(*packed)._replace(images=images)
 
 
-def _pack(batch: Batch) -> dict[str, Any]:
-    """Return the fields of a batch for the way to the trainer, with arrays for tensors and images as N H W C.
-
-    Arrays go through a pipe. Torch receives a tensor by a handshake with the worker: each takes time, and torch would
-    wait without end for a frozen worker. For a GPU, the images alone are a tensor, in shared memory.
-    """
-    fields = batch._replace(images=batch.images.permute(0, 2, 3, 1))._asdict()
-    return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in fields.items()}
-
-
-def _unpack(packed: dict[str, Any]) -> Batch:
-    fields: dict[str, Any] = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in packed.items()}
-    batch = Batch(**fields)
-    is_piped = isinstance(packed["images"], np.ndarray)
-    return batch._replace(images=batch.images.permute(0, 3, 1, 2)) if is_piped else batch
+def _unpack(batch: Batch) -> Batch:
+    fields: list[Any] = [torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in batch]
+    unpacked = Batch(*fields)
+    is_piped = isinstance(batch.images, np.ndarray)
+    return unpacked._replace(images=unpacked.images.permute(0, 3, 1, 2)) if is_piped else unpacked
 
 
 def _recorded(keys: Iterable[BatchKey], pending: deque[tuple[int, BatchKey]]) -> Iterator[BatchKey]:
@@ -160,12 +156,12 @@ def _recorded(keys: Iterable[BatchKey], pending: deque[tuple[int, BatchKey]]) ->
         yield key
 
 
-def _received(iterator: Iterator[Batch | Failure | dict[str, Any]], pending: deque[Any]) -> Iterator[Batch]:
+def _received(iterator: Iterator[Batch | Failure], pending: deque[Any]) -> Iterator[Batch]:
     for result in iterator:
         pending.popleft()
         if isinstance(result, Failure):
             raise result
-        yield _unpack(result) if isinstance(result, dict) else result
+        yield _unpack(result)
 
 
 def _is_loss_of_own_worker(error: Exception, processes: list[BaseProcess]) -> bool:

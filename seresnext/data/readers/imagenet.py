@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,13 +149,12 @@ def _list_archive(paths: Sequence[Path], split: str) -> Index:
     if not by_class:
         raise DataError(f"{path} holds no images; get the archive again")
     index = index_by_class({wordnet_id: [image.name for image in found] for wordnet_id, found in by_class.items()})
-    nothing = np.empty(0, np.uint8)  # The index needs no names, because the archive has the names.
-    return replace(
-        index,
+    return Index(  # The archive has the names.
+        index.classes,
+        index.fingerprint,
+        index.label,
         offset=np.array([image.offset for image in images], np.uint64),
         size=np.array([image.size for image in images], np.uint64),
-        name_ends=nothing,
-        names=nothing,
     )
 
 

@@ -14,6 +14,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -26,9 +27,7 @@ VERSION = 7
 
 _COLUMNS = ("label", "offset", "size", "name_ends", "names")
 
-
-def _no_column() -> np.ndarray:
-    return np.empty(0, np.uint8)
+_no_column = partial(np.empty, 0, np.uint8)
 
 
 class NotAnIndex(Exception):

@@ -51,20 +51,19 @@ def read_photo_list(file: Path) -> dict[str, tuple[str, str]]:
 
 def _csv_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Yield the number and the values of each line, or a mistake. The first line names the columns."""
-    first, _, rest = text.partition("\n")
-    delimiter = max(",;\t", key=first.count)
-    names = [name.strip(' \r"').lower() for name in first.split(delimiter)]
-    if not {"path", "label"} <= set(names):
-        raise DataError(
-            f"{file} has the columns {printable(', '.join(names)) or '-'} in the first line; name the columns path, "
-            "label and, if the list gives the splits, split"
-        )
-    rows = csv.DictReader(io.StringIO(rest, newline=""), names, restval="", delimiter=delimiter, strict=True)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=delimiter, strict=True)
     try:
+        rows.fieldnames = names = [name.strip().lower() for name in rows.fieldnames or ()]
+        if not {"path", "label"} <= set(names):
+            raise DataError(
+                f"{file} has the columns {printable(', '.join(names)) or '-'} in the first line; name the columns "
+                "path, label and, if the list gives the splits, split"
+            )
         for row in rows:
-            yield rows.line_num + 1, f"more than {len(names)} values" if None in row else row
+            yield rows.line_num, f"more than {len(names)} values" if None in row else row
     except csv.Error as error:
-        yield rows.reader.line_num + 1, f"this is not CSV ({error})"
+        yield rows.reader.line_num, f"this is not CSV ({error})"
 
 
 def _json_lines(text: str, file: Path) -> Iterator[tuple[int, dict[str, str] | str]]:

@@ -36,7 +36,7 @@ class ShardReader(Reader):
     def __init__(self, root: str, split: str, cache: Path | None = None) -> None:
         self.remote = Remote(root, split, cache_folder(cache)) if is_remote(root) else None
         if self.remote:
-            self._where = self.remote.address("")
+            self._where = self.remote.url
             text = self.remote.read(MANIFEST, MOST_MANIFEST_BYTES)
             self.manifest = Manifest.from_text(text, self._where + MANIFEST)
             self._index = _fetch_index(self.remote, self.manifest)
@@ -74,7 +74,7 @@ class ShardReader(Reader):
 
     def _path(self, shard: Shard, *, again: bool = False) -> Path | str:
         if self.remote:
-            return self.remote.fetch(shard.name, shard.sha256, shard.bytes, again=again)
+            return self.remote.fetch(shard, again=again)
         return self._where + shard.name
 
     def prefetch(self, keys: Iterable[BatchKey]) -> AbstractContextManager[Iterable[BatchKey]]:
@@ -111,13 +111,13 @@ def _check_sizes(folder: str, shards: Sequence[Shard]) -> None:
 
 def _fetch_index(remote: Remote, manifest: Manifest) -> np.ndarray:
     """Return the index of a server's shards. A damaged copy is downloaded again."""
-    wanted = (INDEX, manifest.index_sha256, index_size(manifest.num_images))
-    path, where = remote.fetch(*wanted), remote.address(INDEX)
+    file = Shard(INDEX, index_size(manifest.num_images), manifest.num_images, manifest.index_sha256)
+    path = remote.fetch(file)
     try:
-        return open_index(path, manifest, where)
+        return open_index(path, manifest, remote.url + INDEX)
     except DataError:
         warn(f"{path} is damaged and is downloaded again")
-        return open_index(remote.fetch(*wanted, again=True), manifest, where)
+        return open_index(remote.fetch(file, again=True), manifest, remote.url + INDEX)
 
 
 def is_shards(root: str, split: str) -> bool:
@@ -131,8 +131,7 @@ def check_room(readers: Iterable[Reader]) -> None:
     for reader in readers:
         if isinstance(reader, ShardReader) and (remote := reader.remote):
             folder = remote.folder
-            missing = (one for one in reader.manifest.shards if not remote.copy_of(one.name, one.sha256).exists())
-            needed += sum(shard.bytes for shard in missing)
+            needed += sum(shard.bytes for shard in reader.manifest.shards if not remote.copy_of(shard).exists())
     if folder and needed > (free := shutil.disk_usage(folder).free):
         raise DataError(
             f"{folder} has room for {free / 1e9:.3g} GB, and the shards to download have {needed / 1e9:.3g} GB; set "

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,11 +21,9 @@ from seresnext.process.fork import FORK
 from seresnext.process.signals import block_stop_signals, init_worker
 from seresnext.remote import file_system, refuse_secrets, retry
 
-T = TypeVar("T")
-
 _CHUNK = 8 << 20
 _DOWNLOADS = 4
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # `kept_in` names the folder.
+_FAILURES = (DataError, "check data.root and the credentials"), (DataError, "check the server")  # final, and others
 
 
 class Remote:
@@ -39,44 +35,40 @@ class Remote:
 
     def __init__(self, root: str, split: str, cache: Path) -> None:
         refuse_secrets(root, "data.root")
-        self._url = f"{root.rstrip('/')}/{split}/"
+        self.url = f"{root.rstrip('/')}/{split}/"
         self._scheme = urlsplit(root).scheme
         self.folder = cache / "shards"
         with kept_in(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
-    def address(self, name: str) -> str:
-        """Return the address of a file, for messages."""
-        return self._url + name
-
     def read(self, name: str, most: int) -> bytes:
         """Return a file of at most `most` bytes; of a longer file, a part with more bytes. Raises DataError."""
-        return self._retry(name, lambda: b"".join(self._chunks(name, most)))
+        return retry(lambda: b"".join(self._chunks(name, most)), f"{self.url}{name} cannot be read", *_FAILURES)
 
-    def copy_of(self, name: str, sha256: str) -> Path:
+    def copy_of(self, file: Shard) -> Path:
         """Return the path of the copy of a file. The copy may not exist."""
-        return self.folder / f"{sha256}{Path(name).suffix}"
+        return self.folder / f"{file.sha256}{Path(file.name).suffix}"
 
-    def fetch(self, name: str, sha256: str, size: int, *, again: bool = False) -> Path:
+    def fetch(self, file: Shard, *, again: bool = False) -> Path:
         """Return the path of the copy of a file, after a download if there is no copy. Raises DataError.
 
         One process downloads, the others wait for the copy or for the error. Attempts of all processes, one after the
         other, would take longer than `runtime.loader_timeout`. `again` replaces a copy with another checksum.
         """
-        path = self.copy_of(name, sha256)
+        path = self.copy_of(file)
         if path.exists() and not again:
             return path
         part = path.with_suffix(".part")
         with kept_in(self.folder), path.with_suffix(".lock").open("a+") as lock:
             began = os.fstat(lock.fileno()).st_mtime_ns
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if path.exists() and not (again and _sha256_of(path) != sha256):
+            if path.exists() and not (again and _sha256_of(path) != file.sha256):
                 return path
             lock.seek(0)
             if os.fstat(lock.fileno()).st_mtime_ns != began and (problem := lock.read()):
                 raise DataError(problem)
             try:
-                self._retry(name, lambda: self._download(name, part, sha256, size))
+                retry(lambda: self._download(file, part), f"{self.url}{file.name} cannot be read", *_FAILURES)
                 part.replace(path)
             except DataError as error:
                 lock.truncate(0)
@@ -86,17 +78,17 @@ class Remote:
                 part.unlink(missing_ok=True)
         return path
 
-    def _download(self, name: str, part: Path, sha256: str, size: int) -> None:
+    def _download(self, file: Shard, part: Path) -> None:
         digest = hashlib.sha256()
         with kept_in(self.folder):  # A failure of the disk is no failure of the server.
-            file = part.open("wb")
-        with file:
-            for chunk in self._chunks(name, size):
+            target = part.open("wb")
+        with target:
+            for chunk in self._chunks(file.name, file.bytes):
                 digest.update(chunk)
                 with kept_in(self.folder):
-                    file.write(chunk)
-                    file.flush()
-        if digest.hexdigest() != sha256:
+                    target.write(chunk)
+                    target.flush()
+        if digest.hexdigest() != file.sha256:
             raise OSError(f"the checksum of {part.stat().st_size} bytes is not the one in the index")
 
     def _chunks(self, name: str, most: int) -> Iterator[bytes]:
@@ -105,14 +97,10 @@ class Remote:
         # fsspec does not request the size first. fsspec would report each failure of that request as a missing file.
         as_stream = {"block_size": 0, "size": 1} if self._scheme in ("http", "https") else {"cache_type": "none"}
         count = 0
-        with file_system(self._scheme).open(self._url + name, "rb", **as_stream) as file:
+        with file_system(self._scheme).open(self.url + name, "rb", **as_stream) as file:
             while count <= most and (chunk := file.read(_CHUNK)):
                 yield chunk
                 count += len(chunk)
-
-    def _retry(self, name: str, action: Callable[[], T]) -> T:
-        final, other = (DataError, "check data.root and the credentials"), (DataError, "check the server")
-        return retry(action, f"{self.address(name)} cannot be read", final, other, passed=_DISK_ERRORS)
 
 
 def _sha256_of(path: Path) -> str:
@@ -144,8 +132,7 @@ def _run(remote: Remote, shards: Sequence[Shard], shard_ids: np.ndarray, keys: I
     init_worker()
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
         for number in in_order_of_need(shard_ids, keys):
-            shard = shards[number]
-            pool.submit(remote.fetch, shard.name, shard.sha256, shard.bytes)
+            pool.submit(remote.fetch, shards[number])
 
 
 def in_order_of_need(shard_ids: np.ndarray, keys: Iterable[BatchKey]) -> Iterator[int]:

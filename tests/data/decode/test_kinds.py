@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import zipfile
 
 import pytest
 from encoded_images import encoded, needs_heic, noise
@@ -12,17 +11,11 @@ from seresnext.data.decode import kinds
 from seresnext.data.decode.kinds import ENDINGS, kind_of, not_an_image
 
 PICTURE = noise(16, 24)
+GRAY = PICTURE.convert("L")
 
 
-def tiff(tags: dict[int, int], order: str = "<") -> bytes:
-    """Return a TIFF of gray pixels with more tags of one number, written by Pillow."""
-    return encoded(PICTURE.convert("L"), "TIFF", tiffinfo=tags)
-
-
-@pytest.mark.parametrize("kind", [*ENDINGS])
+@pytest.mark.parametrize("kind", [kind for kind in ENDINGS if kind != "HEIC"])
 def test_each_format_is_known_by_its_content(kind: str):
-    if kind == "HEIC":
-        pytest.skip("has a test of its own")
     data = encoded(PICTURE, kind)
     assert kind_of(data) == kind
     assert Image.open(io.BytesIO(data)).format == kind.upper()
@@ -48,13 +41,6 @@ def test_heic_needs_the_extra(monkeypatch: pytest.MonkeyPatch):
     assert kind_of(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic") is None
 
 
-def zipped() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("a.jpg", b"a")
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(
     ("data", "kind"),
     [
@@ -63,15 +49,15 @@ def zipped() -> bytes:
         (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
         (encoded(PICTURE, "JPEG2000"), "a JPEG 2000 image"),
         (encoded(PICTURE, "ICO"), "an icon"),
-        (tiff({0x00FE: 1}), "a camera's raw image"),
-        (tiff({0xC612: 1}), "a camera's raw image"),
+        (encoded(GRAY, "TIFF", tiffinfo={0x00FE: 1}), "a camera's raw image"),
+        (encoded(GRAY, "TIFF", tiffinfo={0xC612: 1}), "a camera's raw image"),
         (b"II*\0\x10\0\0\0CR\2\0", "a camera's raw image"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a camera's raw image"),
         (b"FUJIFILMCCD-RAW 0201FF", "a camera's raw image"),
         (b"RIFF\0\0\1\0AVI LIST", "a video"),
         (b"\x1a\x45\xdf\xa3\x9fB", "a video"),
         (gzip.compress(b"a", mtime=0), "a gzip archive"),
-        (zipped(), "a zip archive"),
+        (b"PK\3\4\x14\0", "a zip archive"),
         (b"%PDF-1.7", "a PDF document"),
         (b"\n <!DOCTYPE html><html>", "an HTML page"),
         (b"\xef\xbb\xbf<html>", "an HTML page"),

@@ -173,17 +173,6 @@ def credulous(data: bytes) -> tuple[int, int] | None:
         return None
 
 
-@needs_nvimgcodec
-def test_plain_jpegs_are_not_left_to_pillow(monkeypatch: pytest.MonkeyPatch):
-    decoder = RegionDecoder(Decoding(10**6), fast=True)
-    monkeypatch.setattr("seresnext.data.decode.regions.decode_as_stored", lambda *_: pytest.fail("Pillow was asked"))
-    crop = Crop(9, 10, 50, 60, False)
-    (result,) = decoder([Encoded(encoded(PICTURE), lambda: "any")], lambda *_: crop)
-    assert isinstance(result, np.ndarray)
-    with pytest.raises(pytest.fail.Exception):
-        decoder([Encoded(encoded(PICTURE.convert("CMYK")), lambda: "any")], lambda *_: crop)
-
-
 def test_too_many_pixels_are_refused_before_anything_is_decoded(decoder: RegionDecoder):
     data = encoded(PICTURE)
     start = data.index(b"\xff\xc0") + 5

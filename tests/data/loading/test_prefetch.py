@@ -14,7 +14,6 @@ from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.loading.prefetch import DeviceBatch, prefetch
 from seresnext.data.order import Order
 from seresnext.data.synthetic import SyntheticImages, SyntheticReader
-from seresnext.errors import DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CPU = torch.device("cpu")
@@ -123,15 +122,6 @@ def test_waiting_for_the_loader_is_measured_and_other_time_is_not():
         time.sleep(0.1)  # A step of training.
     assert 0.19 < waits[1] < 0.5
     assert max(waits[0], waits[2]) < 0.1
-
-
-def test_an_error_of_the_loader_passes_through():
-    def hosts() -> Iterator[Batch]:
-        yield batch(0)
-        raise DataError("x.jpg is empty")
-
-    with pytest.raises(DataError, match=r"^x.jpg is empty$"):
-        list(prefetched(hosts()))
 
 
 def test_noise_fills_the_boxes_and_depends_on_the_micro_batch():

@@ -37,10 +37,7 @@ def test_a_piece_is_whole_also_when_the_system_gives_it_in_parts(path, monkeypat
 
 @pytest.mark.parametrize(
     "change",
-    [
-        lambda path: path.write_bytes(CONTENT + b"x"),
-        lambda path: os.utime(path, ns=(0, path.stat().st_mtime_ns + 1)),
-    ],
+    [lambda path: path.write_bytes(CONTENT + b"x"), lambda path: os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))],
     ids=["size", "time"],
 )
 def test_a_changed_file_is_not_read(path, change: Callable[[Path], object]):

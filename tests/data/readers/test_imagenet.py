@@ -10,17 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 import torchvision
-from imagenet_archives import (
-    CLASSES,
-    devkit,
-    extract,
-    jpeg,
-    special,
-    tar,
-    train_archive,
-    truth_of,
-    write_archives,
-)
+from imagenet_archives import CLASSES, VAL_CLASSES, devkit, extract, jpeg, special, tar, train_archive, write_archives
 
 from seresnext.data.formats import open_reader
 from seresnext.data.readers import imagenet as module
@@ -85,10 +75,10 @@ def test_the_index_is_built_once_and_again_for_another_kit(archives: Path, tmp_p
     before = built.stat().st_ino
     ImagenetReader(archives, "val", tmp_path / "cache")
     assert built.stat().st_ino == before
-    (archives / DEVKIT.name).write_bytes(devkit(truth_of()[::-1]))
+    (archives / DEVKIT.name).write_bytes(devkit(VAL_CLASSES[::-1]))
     again = ImagenetReader(archives, "val", tmp_path / "cache")
     by_name = sorted((again.name(i), again.classes[label]) for i, label in enumerate(again.labels))
-    assert [wordnet_id for _, wordnet_id in by_name] == truth_of()[::-1]
+    assert [wordnet_id for _, wordnet_id in by_name] == VAL_CLASSES[::-1]
 
 
 @pytest.mark.parametrize(("split", "pieces"), [("train", len(CLASSES)), ("val", 12)])
@@ -175,7 +165,7 @@ def test_validation_images_have_the_numbers_of_the_kit(archives: Path, old: str,
     images = {f"ILSVRC2012_val_{n:08}.JPEG".replace(old, new): jpeg(n) for n in range(1, 13)}
     (archives / VAL.name).write_bytes(tar(images))
     assert "labels follow these numbers" in refusal(archives, "val")
-    (archives / DEVKIT.name).write_bytes(devkit(truth_of()[:-1]))
+    (archives / DEVKIT.name).write_bytes(devkit(VAL_CLASSES[:-1]))
     assert "holds 12 images, and the kit the classes of 11" in refusal(archives, "val")
 
 

@@ -21,16 +21,11 @@ OLD = 1_600_000_000
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that gets the path of each photo that is read."""
-    paths: list[str] = []
+    """Return a list that gets the name of each photo that is read."""
+    names: list[str] = []
     real = photo_files.read_image
-
-    def remember(path: str) -> bytes:
-        paths.append(Path(path).name)
-        return real(path)
-
-    monkeypatch.setattr(photo_files, "read_image", remember)
-    return paths
+    monkeypatch.setattr(photo_files, "read_image", lambda path: (names.append(Path(path).name), real(path))[1])
+    return names
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import hashlib
-import io
 import os
 import tarfile
 import zlib
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 from imagenet_archives import special, tar
 
-from seresnext.data.shards.format import ENTRY, Shard, list_shard
+from seresnext.data.shards.format import Shard, list_shard
 from seresnext.errors import DataError
 
 
@@ -39,19 +38,6 @@ def test_a_file_system_that_gives_less_than_asked_for_changes_nothing(tmp_path: 
     found = list_shard(tmp_path / "s.tar", 2)
     assert found[1].tolist() == expected[1].tolist()
     assert found[1]["crc32"].tolist() == [zlib.crc32(b"one" * 1000)]
-
-
-def test_times_with_fractions_as_webdataset_writes_them_are_read(tmp_path: Path):
-    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-        for name in ("a.jpg", "a.cls"):
-            member = tarfile.TarInfo(name)
-            member.mtime, member.size = 1.5, 1  # The time has a separate header.
-            tar.addfile(member, io.BytesIO(b"1"))
-    assert list_shard(tmp_path / "s.tar", 2)[1]["offset"].tolist() == [1536]
-
-
-def test_the_index_of_imagenet_is_small_enough():
-    assert 1_281_167 * ENTRY.itemsize < 30e6
 
 
 GOOD = [("a.jpg", b"one"), ("a.cls", b"1")]

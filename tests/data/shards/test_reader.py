@@ -8,14 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from damage import flip_bit
-from imagenet_archives import tar
-from shard_folders import SHARD_BYTES, SHARDS, Server, images, make_shards, open_remote
+from shard_folders import SHARD_BYTES, SHARDS, Server, make_shards, open_remote
 
-from seresnext.data.formats import detect_format, open_reader
+from seresnext.data.formats import open_reader
 from seresnext.data.shards.format import MANIFEST, Manifest, Shard
 from seresnext.data.shards.reader import ShardReader, check_room
 from seresnext.errors import DataError
-from seresnext.prepare.shards import index_existing
 
 
 def tar_contents(folder: Path) -> list[tuple[bytes, int]]:
@@ -54,13 +52,6 @@ def test_the_fingerprint_is_of_images_labels_and_order(tmp_path: Path):
     make_shards(tmp_path / "c", size=4001)
     a, b, c = (ShardReader(str(tmp_path / name), "train").fingerprint for name in "abc")
     assert a == b != c
-
-
-def test_shards_are_recognised(shard_root: Path):
-    assert detect_format(shard_root, "train", "folder") == "shards"
-    assert detect_format("https://host/x", "train", "folder") == "shards"
-    (shard_root / "train" / MANIFEST).unlink()
-    assert detect_format(shard_root, "train", "shards") == "folder"
 
 
 # ------------------------------------------------------------------------------------------------ refusals
@@ -110,24 +101,6 @@ def test_harm_is_named(shard_root: Path, harm: Callable[[Path], object], message
     harm(shard_root / "train" / "train-00002.tar")
     with pytest.raises(DataError, match=message):
         ShardReader(str(shard_root), "train")
-
-
-# ------------------------------------------------------------------------------------------------ shards of others
-
-
-def test_shards_of_other_origin_get_an_index(tmp_path: Path):
-    """The shards are read in the order of their names."""
-    folder, data = tmp_path / "train", images(4, 100)
-    folder.mkdir()
-    for name, first, label in (("b", 2, b"0"), ("a", 0, b"1")):
-        kinds = {"jpg": data, "cls": [label] * 4}
-        members = [(f"{n}.{kind}", contents[n]) for n in (first, first + 1) for kind, contents in kinds.items()]
-        (folder / f"{name}.tar").write_bytes(tar(members))
-    (tmp_path / "classes").write_text("ant\nbee\n")
-    index_existing(folder, tmp_path / "classes")
-    reader = ShardReader(str(tmp_path), "train")
-    assert [reader.read(i) for i in range(4)] == data
-    assert reader.labels.tolist() == [1, 1, 0, 0]
 
 
 def test_a_disk_without_room_is_refused(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
