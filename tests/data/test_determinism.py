@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from functools import partial
 
 import pytest
 import torch
 from encoded_images import Images, encoded, noise, rgb
 from torch import Tensor
 
-from seresnext.data.augment.crop import RandomResizedCrop
+from seresnext.data.augment.crop import draw_crop
 from seresnext.data.augment.erase import EraseFill
 from seresnext.data.augment.mixup import MixupCutmix
-from seresnext.data.augment.policies import PolicyPipeline, jitter_color, rand_augment, trivial_augment
 from seresnext.data.augment.progressive import ImageSizeSchedule
 from seresnext.data.batches import Batch, TrainImages
 from seresnext.data.decode.pillow import Decoding
@@ -25,7 +23,7 @@ from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.loading.prefetch import prefetch
 from seresnext.data.order import BatchKey, Order
 from seresnext.randomness import rng_at
-from seresnext.recipe.schema import ColorJitterSection, ErasingSection, PolicySection
+from seresnext.recipe.schema import AugmentSection, ColorJitterSection, ErasingSection, PolicySection
 
 IMAGES, GLOBAL, MICRO, REPEATS = 50, 16, 4, 2
 TOTAL = 9  # Three epochs of three steps.
@@ -37,21 +35,12 @@ READER = Images(*(encoded(noise(60, 50 + n), "PNG" if n % 3 == 0 else "JPEG") fo
 
 def source(kind: type[TrainImages] = TrainImages, seed: int = 5) -> TrainImages:
     """Training images with every augmentation on."""
-    return kind(
-        READER,
-        RandomResizedCrop(48, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear"),
-        seed=seed,
-        decoding=Decoding(10**6),
-        policies=PolicyPipeline(
-            (
-                partial(rand_augment, PolicySection(num_ops=2, magnitude=9)),
-                partial(trivial_augment, PolicySection(name="trivialaugment")),
-                partial(jitter_color, ColorJitterSection(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)),
-            ),
-            "bilinear",
-        ),
+    augment = AugmentSection(
+        policy=PolicySection(num_ops=2, magnitude=9),
+        color_jitter=ColorJitterSection(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
         erasing=ErasingSection(probability=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3)),
     )
+    return kind(READER, augment, 48, seed=seed, decoding=Decoding(10**6))
 
 
 Seen = tuple[int, int, list[tuple[int, int, int]], str]
@@ -168,20 +157,19 @@ def test_pixels_belong_to_epoch_image_and_copy_and_to_nothing_else(field: str):
 
 
 def test_no_augmentation_moves_the_crops_and_flips_of_a_recipe_without_it():
-    transform = RandomResizedCrop(48, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
     key = Order(IMAGES, GLOBAL, MICRO, 5).micro_batch(3, 1)
     plain, erased, retouched = (
-        TrainImages(READER, transform, seed=5, decoding=Decoding(10**6), **settings).make(key)  # type: ignore[arg-type]
-        for settings in (
-            {},
-            {"erasing": ErasingSection(probability=1, scale=(0.1, 0.2), ratio=(1, 2))},
-            {"policies": PolicyPipeline((), "bilinear")},
+        TrainImages(READER, augment, 48, seed=5, decoding=Decoding(10**6)).make(key)
+        for augment in (
+            AugmentSection(),
+            AugmentSection(erasing=ErasingSection(probability=1, scale=(0.1, 0.2), ratio=(1, 2))),
+            AugmentSection(color_jitter=ColorJitterSection()),
         )
     )
     assert plain.boxes is None
     draws = [rng_at(5, "augment", 1, image, 0) for image in key.indices.tolist()]
     sizes = [rgb(READER.read(image)).size for image in key.indices.tolist()]
-    crops = [transform.draw(*size, own) for size, own in zip(sizes, draws, strict=True)]
+    crops = [draw_crop(AugmentSection(), *size, own) for size, own in zip(sizes, draws, strict=True)]
     assert plain.flips.tolist() == [crop.flip for crop in crops]
     assert torch.equal(erased.images, plain.images)
     assert torch.equal(erased.flips, plain.flips)
