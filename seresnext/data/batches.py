@@ -150,7 +150,6 @@ class EvaluationImages:
 
     reader: Reader
     transform: ResizeCenterCrop
-    _: KW_ONLY
     decoding: Decoding
 
     def make(self, key: BatchKey) -> Batch:

@@ -22,25 +22,12 @@ from seresnext.randomness import rng_at
 TRANSFORM = RandomResizedCrop(16, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
 
 
-def test_a_batch_is_as_promised(reader: Reader):
-    source = TrainImages(reader, TRANSFORM, seed=0, decoding=Decoding(10**6))
-    first, second = (source.make(key) for key in train_keys(Order(len(reader), 8, 4, seed=0), range(2), 1, 2))
-    assert first.images.shape == (4, 3, 16, 16)
-    assert first.images.is_contiguous(memory_format=torch.channels_last)
-    assert [part.dtype for part in first[:4]] == [torch.uint8, torch.int64, torch.bool, torch.int64]
-    assert [first[4:], second[4:]] == [(1, 0, None, (), ()), (1, 1, None, (), ())]
-    np.testing.assert_array_equal(first.labels, reader.labels[first.indices])
-
-
 @pytest.mark.parametrize("fast", DECODERS)
 @pytest.mark.parametrize(("interpolation", "levels"), [("bilinear", 2), ("bicubic", 10)])
-def test_pixels_of_photographs_equal_pillow(photographs: list[bytes], tmp_path: Path, interpolation, levels, fast):
+def test_pixels_of_photographs_equal_pillow(photographs: list[bytes], interpolation, levels, fast):
     """From the file to the batch: the crop that is drawn at the image's address, cut and resized by Pillow."""
-    for number, data in enumerate(photographs):
-        (folder := tmp_path / "train" / f"class_{number % 2}").mkdir(parents=True, exist_ok=True)
-        (folder / f"{number}.JPEG").write_bytes(data)
     transform = RandomResizedCrop(224, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, interpolation)
-    reader = open_reader(tmp_path, "train")
+    reader = Images(*photographs)
     source = TrainImages(reader, transform, seed=5, decoding=Decoding(10**8), fast=fast)
     filters = [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC]
     own, other = filters if interpolation == "bilinear" else filters[::-1]
