@@ -28,7 +28,7 @@ import torch
 from benchmark.turns import Worker, compare, take_turns
 from PIL import Image
 
-from seresnext.data.augment.crop import Crop, RandomResizedCrop, resize_into
+from seresnext.data.augment.crop import Crop, draw_crop, resize_into
 from seresnext.data.batches import TrainImages, collate
 from seresnext.data.decode.jpeg import plain_size
 from seresnext.data.decode.kinds import kind_of
@@ -41,11 +41,11 @@ from seresnext.data.readers import Reader
 from seresnext.errors import DataError, UsageError
 from seresnext.paths import path_argument
 from seresnext.randomness import rng_at
-from seresnext.recipe.schema import DataSection
+from seresnext.recipe.schema import AugmentSection, DataSection
 
 SIZE, SEED = 224, 0
 DECODING = Decoding.of(DataSection())
-TRANSFORM = RandomResizedCrop(SIZE, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
+AUGMENT = AugmentSection()
 PEERS = ("torchvision", "timm", "dali", "ffcv")
 # Images decoded in one call, as in training.
 _DECODED_TOGETHER = 8
@@ -148,7 +148,7 @@ def _our_epochs(reader: Reader, arguments: argparse.Namespace, fast: bool) -> Ge
     order = Order(len(reader), batch, batch, SEED)
     # Workers start together and deliver together, so only whole rounds (one batch per worker) are measured.
     steps = -(-order.steps_per_epoch * arguments.repeat // workers) * workers
-    source = TrainImages(reader, TRANSFORM, seed=SEED, decoding=_decoding(reader), fast=fast)
+    source = TrainImages(reader, AUGMENT, SIZE, seed=SEED, decoding=_decoding(reader), fast=fast)
     # Each epoch has new workers, so that no worker runs ahead in the turn of a peer. The clock starts after the
     # first rounds and stops before the last ones, when fewer workers are busy.
     ahead = 3 * workers
@@ -204,7 +204,7 @@ def _time_parts(reader: Reader, fast: bool, epoch: int) -> dict[str, float]:
         indices = range(start, start + _DECODED_TOGETHER)
 
         def crop(number: int, width: int, height: int, start: int = start) -> Crop:
-            return TRANSFORM.draw(width, height, rng_at(SEED, "augment", epoch, start + number, 0))
+            return draw_crop(AUGMENT, width, height, rng_at(SEED, "augment", epoch, start + number, 0))
 
         began = clock()
         encoded = [Encoded(reader.read(index), partial(reader.name, index)) for index in indices]

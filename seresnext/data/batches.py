@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop, resize_into
+from seresnext.data.augment.crop import ResizeCenterCrop, draw_crop, resize_into
 from seresnext.data.augment.erase import draw_box
-from seresnext.data.augment.policies import PolicyPipeline
+from seresnext.data.augment.policies import build_policies
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Choose, Crop, Encoded, RegionDecoder
 from seresnext.data.order import BatchKey
@@ -21,7 +21,7 @@ from seresnext.data.readers import Reader
 from seresnext.data.substitute import ADVICE, ReplacedImage, candidates
 from seresnext.errors import DataError
 from seresnext.randomness import rng_at
-from seresnext.recipe.schema import ErasingSection
+from seresnext.recipe.schema import AugmentSection
 
 # Images that are decoded in one call. The pixels of so few images are still in the processor's cache for the resize.
 _DECODED_TOGETHER = 8
@@ -66,12 +66,11 @@ class TrainImages:
     """
 
     reader: Reader
-    transform: RandomResizedCrop
+    augment: AugmentSection
+    image_size: int
     _: KW_ONLY
     seed: int
     decoding: Decoding
-    policies: PolicyPipeline | None = None
-    erasing: ErasingSection | None = None
     substitutes: bool = False
     fast: bool = HAS_NVIMGCODEC
 
@@ -86,11 +85,12 @@ class TrainImages:
         flips = [False] * len(addresses)
 
         def choose(position: int, width: int, height: int) -> Crop:
-            crop = self.transform.draw(width, height, rng_at(self.seed, "augment", *addresses[position]))
+            crop = draw_crop(self.augment, width, height, rng_at(self.seed, "augment", *addresses[position]))
             flips[position] = crop.flip
             return crop
 
-        size = key.image_size or self.transform.image_size
+        policies, erasing = build_policies(self.augment), self.augment.erasing
+        size = key.image_size or self.image_size
         images = torch.empty((len(addresses), size, size, 3), dtype=torch.uint8)
         replaced = []
         for start in range(0, len(addresses), _DECODED_TOGETHER):
@@ -102,15 +102,15 @@ class TrainImages:
                     pixels, replacement = self._replace(position, addresses[position], pixels, choose)
                     replaced.append(replacement)
                 image = images[position]
-                resize_into(image, pixels, self.transform.interpolation)
-                if self.policies:
+                resize_into(image, pixels, self.augment.interpolation)
+                if policies:
                     draws = rng_at(self.seed, "retouch", *addresses[position])
-                    image.copy_(self.policies(image, flips[position], draws))
+                    image.copy_(policies(image, flips[position], draws))
                     flips[position] = False
         batch = collate(key, images, flips, self.reader.labels)._replace(replaced=tuple(replaced))
-        if self.erasing is None:
+        if erasing is None:
             return batch
-        boxes = [draw_box(self.erasing, size, size, rng_at(self.seed, "erase", *address)) for address in addresses]
+        boxes = [draw_box(erasing, size, size, rng_at(self.seed, "erase", *address)) for address in addresses]
         return batch._replace(boxes=torch.tensor(boxes))
 
     def _decode(self, indices: dict[int, int], choose: Choose) -> dict[int, np.ndarray | DataError]:
@@ -150,7 +150,6 @@ class EvaluationImages:
 
     reader: Reader
     transform: ResizeCenterCrop
-    _: KW_ONLY
     decoding: Decoding
 
     def make(self, key: BatchKey) -> Batch:

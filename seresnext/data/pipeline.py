@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop
+from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.augment.erase import build_erase_fill
-from seresnext.data.augment.policies import build_policies
 from seresnext.data.batches import Batch, BatchSource, EvaluationImages, TrainImages
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.loading.loader import open_batches
@@ -69,7 +68,7 @@ def build_order(recipe: Recipe, reader: Reader) -> Order:
 
 def batch_source(recipe: Recipe, reader: Reader, *, training: bool) -> BatchSource:
     """Return the source of training or of validation batches."""
-    data, augment, evaluation = recipe.data, recipe.augment, recipe.evaluation
+    data, evaluation = recipe.data, recipe.evaluation
     if data.format == "synthetic":
         return SyntheticImages(reader, data.image_size, recipe.model.in_channels, recipe.runtime.seed)
     if not training:
@@ -77,11 +76,10 @@ def batch_source(recipe: Recipe, reader: Reader, *, training: bool) -> BatchSour
         return EvaluationImages(reader, transform, decoding=Decoding.of(data))
     return TrainImages(
         reader,
-        RandomResizedCrop(data.image_size, augment.crop_scale, augment.crop_ratio, augment.flip, augment.interpolation),
+        recipe.augment,
+        data.image_size,
         seed=recipe.runtime.seed,
         decoding=Decoding.of(data),
-        policies=build_policies(augment),
-        erasing=augment.erasing,
         substitutes=data.on_error == "substitute",
     )
 

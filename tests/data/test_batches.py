@@ -8,7 +8,7 @@ import torch
 from encoded_images import DECODERS, Images, encoded, noise, rgb, turned
 from PIL import Image, ImageOps
 
-from seresnext.data.augment.crop import RandomResizedCrop, ResizeCenterCrop, resize_into
+from seresnext.data.augment.crop import ResizeCenterCrop, draw_crop, resize_into
 from seresnext.data.batches import Batch, EvaluationImages, TrainImages
 from seresnext.data.decode.kinds import HAS_HEIC
 from seresnext.data.decode.pillow import Decoding
@@ -18,30 +18,18 @@ from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
 from seresnext.errors import DataError
 from seresnext.randomness import rng_at
+from seresnext.recipe.schema import AugmentSection
 
-TRANSFORM = RandomResizedCrop(16, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
-
-
-def test_a_batch_is_as_promised(reader: Reader):
-    source = TrainImages(reader, TRANSFORM, seed=0, decoding=Decoding(10**6))
-    first, second = (source.make(key) for key in train_keys(Order(len(reader), 8, 4, seed=0), range(2), 1, 2))
-    assert first.images.shape == (4, 3, 16, 16)
-    assert first.images.is_contiguous(memory_format=torch.channels_last)
-    assert [part.dtype for part in first[:4]] == [torch.uint8, torch.int64, torch.bool, torch.int64]
-    assert [first[4:], second[4:]] == [(1, 0, None, (), ()), (1, 1, None, (), ())]
-    np.testing.assert_array_equal(first.labels, reader.labels[first.indices])
+AUGMENT = AugmentSection()
 
 
 @pytest.mark.parametrize("fast", DECODERS)
 @pytest.mark.parametrize(("interpolation", "levels"), [("bilinear", 2), ("bicubic", 10)])
-def test_pixels_of_photographs_equal_pillow(photographs: list[bytes], tmp_path: Path, interpolation, levels, fast):
+def test_pixels_of_photographs_equal_pillow(photographs: list[bytes], interpolation, levels, fast):
     """From the file to the batch: the crop that is drawn at the image's address, cut and resized by Pillow."""
-    for number, data in enumerate(photographs):
-        (folder := tmp_path / "train" / f"class_{number % 2}").mkdir(parents=True, exist_ok=True)
-        (folder / f"{number}.JPEG").write_bytes(data)
-    transform = RandomResizedCrop(224, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, interpolation)
-    reader = open_reader(tmp_path, "train")
-    source = TrainImages(reader, transform, seed=5, decoding=Decoding(10**8), fast=fast)
+    augment = AugmentSection(interpolation=interpolation)
+    reader = Images(*photographs)
+    source = TrainImages(reader, augment, 224, seed=5, decoding=Decoding(10**8), fast=fast)
     filters = [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC]
     own, other = filters if interpolation == "bilinear" else filters[::-1]
     controls = []
@@ -49,7 +37,7 @@ def test_pixels_of_photographs_equal_pillow(photographs: list[bytes], tmp_path: 
         batch = source.make(key)
         for pixels, flip, index in zip(batch.images, batch.flips, batch.indices.tolist(), strict=True):
             image = rgb(reader.read(index))
-            crop = transform.draw(*image.size, rng_at(5, "augment", key.epoch, index, 0))
+            crop = draw_crop(augment, *image.size, rng_at(5, "augment", key.epoch, index, 0))
             assert bool(flip) == crop.flip
 
             def is_close(aside: int, filter: Image.Resampling, image=image, pixels=pixels, crop=crop) -> bool:
@@ -71,9 +59,9 @@ def test_images_that_exif_turns_give_the_batches_of_upright_ones(reader: Reader,
     stored = {6: 8, 8: 6}.get(orientation, orientation)  # The inverse of a turn; mirrors are their own inverse.
     turns = [ImageOps.exif_transpose(with_orientation(image, stored)) for image in uprights]
     files = [encoded(image, "PNG", exif=turned(orientation)) for image in turns]
-    same = TrainImages(Images(*files), TRANSFORM, seed=0, decoding=Decoding(10**6, exif_rotation=True))
-    other = TrainImages(Images(*files), TRANSFORM, seed=0, decoding=Decoding(10**6))
-    train = TrainImages(reader, TRANSFORM, seed=0, decoding=Decoding(10**6))
+    same = TrainImages(Images(*files), AUGMENT, 16, seed=0, decoding=Decoding(10**6, exif_rotation=True))
+    other = TrainImages(Images(*files), AUGMENT, 16, seed=0, decoding=Decoding(10**6))
+    train = TrainImages(reader, AUGMENT, 16, seed=0, decoding=Decoding(10**6))
     (key,) = train_keys(Order(len(reader), 16, 16, seed=0), range(1), 0, 1)
     assert torch.equal(same.make(key).images, train.make(key).images)
     assert not torch.equal(other.make(key).images, train.make(key).images)  # The control.
@@ -138,14 +126,14 @@ def test_a_storage_that_does_not_answer_is_not_waited_for_image_by_image(grays: 
     (tmp_path / "train" / "class_0" / "3.jpg").unlink()
     for source in (
         EvaluationImages(grays, ResizeCenterCrop(16, 0.875, "bilinear"), decoding=Decoding(10**6)),
-        TrainImages(grays, TRANSFORM, seed=0, decoding=Decoding(10**6), substitutes=True),
+        TrainImages(grays, AUGMENT, 16, seed=0, decoding=Decoding(10**6), substitutes=True),
     ):
         with pytest.raises(DataError, match=r"train/class_0/3.jpg cannot be read: No such file"):
             source.make(next(evaluation_keys(8, 8, 0, 1)))
 
 
 def test_a_bad_image_is_replaced_by_the_same_image_on_all_ranks(grays: Reader):
-    source = TrainImages(grays, TRANSFORM, seed=0, decoding=Decoding(10**6), substitutes=True)
+    source = TrainImages(grays, AUGMENT, 16, seed=0, decoding=Decoding(10**6), substitutes=True)
     seen, replacements = [], []
     for epoch in range(6):
         (whole,) = (source.make(key) for key in train_keys(Order(8, 8, 8, seed=0), range(1), epoch, epoch + 1))
@@ -169,7 +157,7 @@ def copied(tiny_image_folder, tmp_path: Path) -> Reader:
 
 
 def make(reader: Reader, indices: Sequence[int], fast: bool, substitutes: bool = True, epoch: int = 0) -> Batch:
-    source = TrainImages(reader, TRANSFORM, seed=0, decoding=Decoding(10**6), substitutes=substitutes, fast=fast)
+    source = TrainImages(reader, AUGMENT, 16, seed=0, decoding=Decoding(10**6), substitutes=substitutes, fast=fast)
     return source.make(BatchKey(0, 0, epoch, np.array(indices)))
 
 
@@ -204,7 +192,7 @@ def test_a_bad_image_is_replaced_by_one_of_its_class(copied: Reader, kind: str, 
     assert copied.labels[other] == copied.labels[9] == int(after.labels[9])
     # The crop of the bad image, cut from the other image.
     image, expected = rgb(copied.read(other)), torch.empty((16, 16, 3), dtype=torch.uint8)
-    left, top, width, height, _ = TRANSFORM.draw(*image.size, rng_at(0, "augment", 0, 9, 0))
+    left, top, width, height, _ = draw_crop(AUGMENT, *image.size, rng_at(0, "augment", 0, 9, 0))
     resize_into(expected, np.array(image.crop((left, top, left + width, top + height))), "bilinear")
     assert torch.equal(after.images[9], expected.permute(2, 0, 1))
     assert len({make(copied, [9], fast, epoch=epoch).replaced for epoch in range(9)}) > 2

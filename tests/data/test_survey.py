@@ -104,18 +104,6 @@ def test_images_that_cannot_be_used_are_the_ones_that_the_decoder_refuses(kind):
     assert [error[:8] for error in found.errors] == ["image 1 "] * (kind in BROKEN)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_an_image_above_the_limit_of_pillow_is_counted(monkeypatch: pytest.MonkeyPatch, form: str):
-    """`Image.open` refuses the image; data.max_pixels permits the image."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    data = encoded(form=form, orientation=6)
-    with pytest.raises(Image.DecompressionBombError):
-        Image.open(io.BytesIO(data))
-    assert survey(Images(data), Decoding(2400)) == (1, 1, (0,), ())
-    (error,) = survey(Images(data), Decoding(2399)).errors
-    assert "data.max_pixels (2399)" in error
-
-
 def test_cuts_and_changed_bytes_of_photographs_raise_nothing_and_no_false_alarm(photographs):
     rng, mutated = np.random.default_rng(0), []
     for data in photographs:

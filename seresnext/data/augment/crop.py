@@ -14,40 +14,28 @@ from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.data.decode.regions import Crop
 from seresnext.errors import DataError
 from seresnext.randomness import RandomStream
+from seresnext.recipe.schema import AugmentSection
 
 _CROP_ATTEMPTS = 10
 
 
-@dataclass(frozen=True)
-class RandomResizedCrop:
-    """Random resized crop (Szegedy et al. 2015, section 6) and horizontal flip.
-
-    `crop_scale` is the range of the crop's share of the image's area, `crop_ratio` the range of width / height.
-    """
-
-    image_size: int
-    crop_scale: tuple[float, float]
-    crop_ratio: tuple[float, float]
-    flip: float
-    interpolation: str
-
-    def draw(self, width: int, height: int, draws: RandomStream) -> Crop:
-        """Return a random crop and flip. The algorithm is torchvision's RandomResizedCrop."""
-        flip = draws.bernoulli(self.flip)
-        low, high = (math.log(ratio) for ratio in self.crop_ratio)
-        for _ in range(_CROP_ATTEMPTS):
-            area = width * height * draws.uniform(*self.crop_scale)
-            ratio = math.exp(draws.uniform(low, high))
-            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                return Crop(draws.randint(width - w + 1), draws.randint(height - h + 1), w, h, flip)
-        # For an image that is too long, the largest crop of the middle within the range of ratios.
-        w, h = width, height
-        if width / height < self.crop_ratio[0]:
-            h = round(width / self.crop_ratio[0])
-        elif width / height > self.crop_ratio[1]:
-            w = round(height * self.crop_ratio[1])
-        return Crop((width - w) // 2, (height - h) // 2, w, h, flip)
+def draw_crop(augment: AugmentSection, width: int, height: int, draws: RandomStream) -> Crop:
+    """Return a random crop and flip by torchvision's RandomResizedCrop (Szegedy et al. 2015, section 6)."""
+    flip = draws.bernoulli(augment.flip)
+    low, high = (math.log(ratio) for ratio in augment.crop_ratio)
+    for _ in range(_CROP_ATTEMPTS):
+        area = width * height * draws.uniform(*augment.crop_scale)
+        ratio = math.exp(draws.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Crop(draws.randint(width - w + 1), draws.randint(height - h + 1), w, h, flip)
+    # For an image that is too long, the largest crop of the middle within the range of ratios.
+    w, h = width, height
+    if width / height < augment.crop_ratio[0]:
+        h = round(width / augment.crop_ratio[0])
+    elif width / height > augment.crop_ratio[1]:
+        w = round(height * augment.crop_ratio[1])
+    return Crop((width - w) // 2, (height - h) // 2, w, h, flip)
 
 
 @dataclass(frozen=True)

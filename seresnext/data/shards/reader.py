@@ -51,7 +51,6 @@ class ShardReader(Reader):
         self.has_local_files = self.remote is None
         self.classes = self.manifest.classes
         self.fingerprint = self.manifest.fingerprint
-        self.notices = ()
 
     def name(self, index: int) -> str:
         """Return a name such as `train/train-00012.tar, image 12345`. The key in the shard begins with this number."""

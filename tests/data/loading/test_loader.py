@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from seresnext.data.augment.crop import RandomResizedCrop
 from seresnext.data.augment.progressive import ImageSizeSchedule
 from seresnext.data.batches import Batch, TrainImages
 from seresnext.data.decode.pillow import Decoding
@@ -21,7 +20,7 @@ from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
 from seresnext.errors import DataError
 from seresnext.process.signals import STOP_SIGNALS
-from seresnext.recipe.schema import ErasingSection
+from seresnext.recipe.schema import AugmentSection, ErasingSection
 
 Act = Callable[[BatchKey], object]
 
@@ -308,11 +307,10 @@ def test_batches_that_go_to_a_gpu_need_shared_memory_with_a_message():
 def test_batches_of_growing_images_arrive_unchanged(reader: Reader, workers: int, pin_memory: bool):
     """Through pipes and through shared memory: every field, with pixels in channels-last memory."""
     order, sizes = Order(len(reader), 8, 4, seed=0), ImageSizeSchedule(16, 96, 0, 6)
-    crop = RandomResizedCrop(16, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
-    erasing = ErasingSection(probability=1, scale=(0.1, 0.2), ratio=(1, 2))
-    source = TrainImages(reader, crop, seed=0, decoding=Decoding(10**6), erasing=erasing)
+    augment = AugmentSection(erasing=ErasingSection(probability=1, scale=(0.1, 0.2), ratio=(1, 2)))
+    source = TrainImages(reader, augment, 16, seed=0, decoding=Decoding(10**6))
     keys = list(train_keys(order, range(2), 0, 9, sizes))
-    assert keys[0].image_size == crop.image_size < 96 == keys[-1].image_size
+    assert keys[0].image_size == 16 < 96 == keys[-1].image_size
     with open_batches(source, iter(keys), workers=workers, timeout=60, pin_memory=pin_memory) as batches:
         received = list(batches)
     assert len(received) == len(keys)

@@ -1,7 +1,5 @@
 import hashlib
-import os
 import tarfile
-import zlib
 from pathlib import Path
 
 import pytest
@@ -27,17 +25,6 @@ def test_every_kind_of_tar_is_listed(tmp_path: Path, form: int):
 def test_members_of_an_image_may_be_apart(tmp_path: Path):
     (tmp_path / "s.tar").write_bytes(tar([("a.jpg", b"one"), ("b.jpg", b"two"), ("b.cls", b"1"), ("a.cls", b"0")]))
     assert list_shard(tmp_path / "s.tar", 2)[1]["label"].tolist() == [0, 1]
-
-
-def test_a_file_system_that_gives_less_than_asked_for_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As some do over a network. A checksum of a part would make every image look damaged for good."""
-    (tmp_path / "s.tar").write_bytes(tar({"a.jpg": b"one" * 1000, "a.cls": b"1"}))
-    expected = list_shard(tmp_path / "s.tar", 2)
-    whole = os.pread
-    monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: whole(descriptor, min(size, 700), offset))
-    found = list_shard(tmp_path / "s.tar", 2)
-    assert found[1].tolist() == expected[1].tolist()
-    assert found[1]["crc32"].tolist() == [zlib.crc32(b"one" * 1000)]
 
 
 GOOD = [("a.jpg", b"one"), ("a.cls", b"1")]
