@@ -35,10 +35,6 @@ _CONNECT_SECONDS, _SILENT_SECONDS = 30, 60
 _FINAL_ANSWERS = (400, 401, 403, 404, 410)
 
 
-class Refused(Exception):
-    """A failure that another attempt would not change."""
-
-
 def refuse_secrets(url: str, key: str) -> None:
     """Raise UsageError, without the secret, if the address of a key has a user, a password, a query or a fragment."""
     parts = urlsplit(url)
@@ -89,14 +85,14 @@ def retry(
     """Return the result of an action, tried several times.
 
     After a `final` failure, or after the last attempt, raises the given error with the problem, the reason and the fix.
-    Refused and Failure are raised at once, unchanged.
+    Failure is raised at once, unchanged.
     """
     number = 0
     while True:
         number += 1
         try:
             return action()
-        except (Refused, Failure, *BUGS):
+        except (Failure, *BUGS):
             raise
         except Exception as error:
             if is_final(error):
@@ -114,7 +110,7 @@ def pause(attempt: int) -> float:
 def is_final(error: Exception) -> bool:
     """Return whether another attempt would fail in the same way."""
     return (
-        isinstance(error, FileNotFoundError | PermissionError | Refused)
+        isinstance(error, FileNotFoundError | PermissionError | Failure)
         or getattr(error, "status", 0) in _FINAL_ANSWERS
         or "Credential" in type(error).__name__
     )
@@ -124,8 +120,6 @@ def reason_of(error: Exception) -> str:
     """Return the cause in one line, without anything that looks like an address."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    if isinstance(error, Refused):
-        return str(error)
     if (status := getattr(error, "status", None)) is not None:
         return f"the server answers {status}"
     return re.sub(r"\S*://\S*", "(address)", " ".join(str(error).split()))[:200] or type(error).__name__

@@ -1,11 +1,6 @@
 """A headless Chromium for tests of web pages, driven by the DevTools protocol over two pipes.
 
-    @pytest.fixture(scope="module")
-    def browser(tmp_path_factory):
-        with open_browser(tmp_path_factory.mktemp("browser")) as browser:
-            yield browser
-
-No process outlives the block. Tests carry the mark `needs_chromium`.
+No process outlives the block of `open_browser`. Tests carry the mark `needs_chromium`.
 """
 
 import json

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hypothesis
 import launcher
 import numpy as np
 import pytest
@@ -34,6 +35,11 @@ IMAGENET_SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
 TREE_MARK = "SERESNEXT_TEST_TREE"
 # Markers of tests that run only if the option of the same name is given, and the reason for the skip.
 ON_REQUEST = {"gpu": "needs a CUDA device", "full": "takes long"}
+
+
+# A busy machine would exceed the usual deadline of 200 ms for an example.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

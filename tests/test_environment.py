@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import Command, StartCommand
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -32,7 +33,8 @@ esac
 class SetUp:
     """A copy of the scripts where python3 is the stand-in."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start: StartCommand) -> None:
+        self._start = start
         self.project, self.log, bin_folder = folder / "project", folder / "log", folder / "bin"
         shutil.copytree(SCRIPTS, self.project / "scripts")
         for name in ("pyproject.toml", "setup.py", "constraints.txt"):
@@ -46,20 +48,12 @@ class SetUp:
         (bin_folder / "touch").symlink_to(shutil.which("touch") or "touch")
         self.bin, self.env = bin_folder, {"PATH": str(bin_folder), "STAND_IN_LOG": str(self.log)}
 
-    def start(self, script: str = "test.sh", **env: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            ["bash", str(self.project / "scripts" / script), "an argument"],
-            env={**self.env, **env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    def start(self, script: str = "test.sh", **env: str) -> Command:
+        return self._start(["bash", self.project / "scripts" / script, "an argument"], env={**self.env, **env})
 
     def run(self, script: str = "test.sh", **env: str) -> tuple[int, str, str]:
-        process = self.start(script, **env)
-        out, err = process.communicate(timeout=30)
-        return process.returncode, out, err
+        result = self.start(script, **env).finish(timeout=30)
+        return result.returncode, result.stdout, result.stderr
 
     def run_again(self) -> list[str]:
         """Run a second time, with success, and return the calls of Python."""
@@ -75,8 +69,8 @@ class SetUp:
 
 
 @pytest.fixture
-def set_up(tmp_path: Path) -> SetUp:
-    return SetUp(tmp_path)
+def set_up(tmp_path: Path, start_command: StartCommand) -> SetUp:
+    return SetUp(tmp_path, start_command)
 
 
 def test_all_is_installed_once_and_again_after_a_change(set_up, tmp_path):
@@ -103,26 +97,21 @@ def test_a_failed_installation_is_shown_and_repeated(set_up):
 
 
 def test_an_interrupted_installation_is_repeated_from_the_start(set_up):
-    process = set_up.start(STAND_IN_PIP="sleep 60")
-    while not (set_up.log.exists() and "pip" in set_up.log.read_text()):
-        assert process.poll() is None
-        time.sleep(0.02)
+    command = set_up.start(STAND_IN_PIP="sleep 60")
+    command.wait_for(lambda: set_up.log.exists() and "pip" in set_up.log.read_text())
     time.sleep(0.5)  # bash may miss a signal while bash starts pip.
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=10)
-    assert process.returncode != 0
+    os.killpg(command.process.pid, signal.SIGINT)
+    assert command.finish(timeout=10).returncode != 0
     assert set_up.run_again() == ["venv", "pip"]
 
 
 def test_two_set_ups_at_once_install_once(set_up):
     first = set_up.start(STAND_IN_PIP="sleep 1")
-    while not set_up.log.exists():
-        time.sleep(0.02)
+    first.wait_for(set_up.log.exists)
     code, out, err = set_up.run()
     assert (code, out) == (0, "pytest an argument\n")
     assert "Waiting for another set-up" in err
-    first.communicate(timeout=10)
-    assert first.returncode == 0
+    assert first.finish(timeout=10).returncode == 0
     assert set_up.calls() == ["venv", "pip"]
 
 

@@ -45,8 +45,6 @@ def test_nothing_escapes(monkeypatch, tmp_path, capsys):
     assert sum(row["refused"] for row in rows) > 600
 
 
-# ------------------------------------------------------------------------------------------------ controls
-
 SEED = {"file": bytes(range(64))}
 
 
@@ -136,9 +134,6 @@ def test_a_reader_that_always_hangs_is_given_up():
     assert 1 < row.inputs < 10
 
 
-# ------------------------------------------------------------------------------------------------ command
-
-
 def test_an_escape_is_reported_kept_and_read_again(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(script, "READERS", {"planted": planted(FAULTS["another exception"][0])})
     words = ("--seed", 3, "--inputs", 40, "--keep", tmp_path / "kept", "--json", tmp_path / "table.json")
@@ -155,9 +150,3 @@ def test_an_escape_is_reported_kept_and_read_again(monkeypatch, tmp_path, capsys
     out, _ = capsys.readouterr()
     assert f"file: {len(kept)} bytes: {kept!a}" in out
     assert "Traceback" in out
-
-
-@pytest.mark.parametrize("words", [("--only", "nothing"), ("--number", 3), ("--only", "jpeg,png", "--number", 3)])
-def test_arguments_that_name_no_input(monkeypatch, capsys, words):
-    assert run(monkeypatch, *words) == 2
-    assert str(words[0]) in capsys.readouterr().err

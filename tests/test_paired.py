@@ -6,16 +6,14 @@ import json
 import sys
 
 import paired
-import pytest
 
 
-@pytest.fixture
-def started(monkeypatch, tmp_path):
-    """Return the started commands. A run writes the checkpoints and the validations of a real run."""
-    commands = []
+def test_the_fork_has_the_settings_of_the_run_and_the_change(monkeypatch, tmp_path, capsys):
+    """A stand-in for a run writes the checkpoints and the validations of a real run."""
+    started = []
 
     def watch(label, command, threads):
-        commands.append([str(word) for word in command])
+        started.append([str(word) for word in command])
         seed, name = label.split("-")
         run = tmp_path / "out" / label
         (run / "checkpoints").mkdir(parents=True)
@@ -31,10 +29,6 @@ def started(monkeypatch, tmp_path):
     monkeypatch.setattr(paired, "watch", watch)
     words = ["--data", "digits", "--output", tmp_path / "out", "--change", "optimizer.lr=0.5", "--seeds", 3]
     monkeypatch.setattr(sys, "argv", ["paired.py", *map(str, words)])
-    return commands
-
-
-def test_the_fork_has_the_settings_of_the_run_and_the_change(started, tmp_path, capsys):
     paired.main()
     assert len(started) == 6
     first, second = started[:2]

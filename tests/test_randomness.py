@@ -36,9 +36,6 @@ def test_numbers_never_change() -> None:
     assert [draws.randint(1000) for _ in range(5)] == [618, 33, 685, 862, 693]
 
 
-# ------------------------------------------------------------------------------------------------ distributions
-
-
 def test_every_bit_of_a_hash_is_uniform_and_depends_on_every_part() -> None:
     def bits(*address: int | str) -> np.ndarray:
         return np.unpackbits(np.array([hash_at(*address)], dtype=">u8").view(np.uint8))
@@ -68,9 +65,6 @@ def test_numbers_are_in_range(state: int, count: int, low: float, width: float) 
     assert 0 <= torch_seed_at(state, "step", count, 0) < 2**63
 
 
-# ------------------------------------------------------------------------------------------------ addresses
-
-
 def test_addresses_have_distinct_hashes() -> None:
     addresses = [
         ("a", 1, 23), ("a", 12, 3), ("a", 123), ("a", 1, 2, 3), ("a", 23, 1), ("a1", 23), ("a", "1", 23), (1, "a", 23),
@@ -80,9 +74,6 @@ def test_addresses_have_distinct_hashes() -> None:
     assert len(set(hashes)) == len(hashes)
     many = {hash_at(seed, *address) for seed in range(4) for address in itertools.product(range(20), repeat=3)}
     assert len(many) == 4 * 20**3
-
-
-# ------------------------------------------------------------------------------------------------ permutations
 
 
 @given(st.integers(0, 2**63), st.integers(0, 300), st.integers(0, 500))

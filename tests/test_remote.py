@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from seresnext.errors import DataError, UsageError
-from seresnext.remote import Refused, file_system, is_final, reason_of, refuse_secrets
+from seresnext.remote import file_system, is_final, reason_of, refuse_secrets
 
 
 @pytest.mark.parametrize("url", ["https://ann:secret@host/x", "https://host/x?token=secret", "s3://k:secret@host/x"])
@@ -26,7 +26,7 @@ def test_messages_of_a_library_are_shown_without_addresses():
 
 
 def test_which_failures_another_attempt_would_not_change():
-    assert [is_final(error) for error in (FileNotFoundError(), PermissionError(), Refused())] == [True] * 3
+    assert [is_final(error) for error in (FileNotFoundError(), PermissionError(), DataError())] == [True] * 3
     assert [is_final(error) for error in (OSError("reset"), TimeoutError())] == [False] * 2
 
 

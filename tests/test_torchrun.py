@@ -84,9 +84,6 @@ def test_ctrl_c_before_the_first_worker(ends, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-# ------------------------------------------------------------------------------------------------ several machines
-
-
 @pytest.mark.parametrize(
     ("words", "seconds"),
     [

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from seresnext.checkpoint import store
-from seresnext.checkpoint.mirror_files import RUN_ID, Damaged, MirrorFiles, Owner, Upload
+from seresnext.checkpoint.mirror_files import RUN_ID, MirrorFiles, Owner, Upload
 from seresnext.errors import CheckpointError, Failure, UsageError
 from seresnext.files import read_small_json, write_atomically
 from seresnext.process.signals import block_stop_signals
@@ -134,7 +134,7 @@ class Mirror:
 
         try:
             return self._attempt(lambda: store.receive(checkpoints, upload.step, download))
-        except (Damaged, CheckpointError) as error:
+        except CheckpointError as error:
             self.report(f"warning: {self.address} has a damaged checkpoint of step {upload.step}: {error}")
             return None
 

@@ -28,20 +28,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from seresnext.errors import UsageError
+from seresnext.errors import CheckpointError, UsageError
 from seresnext.paths import is_remote
 from seresnext.printable import printable
 from seresnext.process.packages import require_extra
 from seresnext.process.signals import die_with_parent
-from seresnext.remote import BUGS, PACKAGES, Refused, file_system, is_final, reason_of, refuse_secrets
+from seresnext.remote import BUGS, PACKAGES, file_system, is_final, reason_of, refuse_secrets
 
 _CHUNK = 16 << 20  # bytes
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 _UPLOAD_NAME = re.compile(r"step-([0-9]{8,18})-([0-9]{6})-([0-9]{4,18})\.(json|safetensors)")
-
-
-class Damaged(Refused):
-    """A file of a mirror that is missing, or does not have the digest of its manifest."""
 
 
 class Fenced(Exception):
@@ -134,7 +130,7 @@ class MirrorFiles:
         return [one for one in listed if all(one.step <= step for number, step in starts if number > one.owner)]
 
     def upload(self, owner: Owner, new: Upload, checkpoint: Path, folder: Path) -> None:
-        """Upload a checkpoint, which is read back and compared. Raises Damaged, and Fenced for a newer owner.
+        """Upload a checkpoint, which is read back and compared. Raises CheckpointError, and Fenced for a newer owner.
 
         The manifest comes last, with the metrics and the states of trackers (metrics/follow.py) in the run folder.
         """
@@ -156,15 +152,15 @@ class MirrorFiles:
         self._files.pipe_file(self._url(f"{owner.run}/{new.name}.json"), json.dumps(manifest, indent=2).encode())
 
     def manifest(self, run: str, upload: Upload) -> dict[str, Any]:
-        """Return the manifest of a checkpoint: `file`, `size`, `sha256`, and the `texts` by name. Raises Damaged."""
+        """Return the manifest: `file`, `size`, `sha256`, and `texts` by name. Raises CheckpointError."""
         try:
             values = json.loads(self._files.cat_file(self._url(f"{run}/{upload.name}.json")))
         except (ValueError, FileNotFoundError) as error:
-            raise Damaged(f"{upload.name}.json is not readable") from error
+            raise CheckpointError(f"{upload.name}.json is not readable") from error
         return values if isinstance(values, dict) else {}
 
     def download(self, run: str, manifest: dict[str, Any], write: Callable[[bytes], object]) -> None:
-        """Pass the chunks of a checkpoint to `write`. Raises Damaged."""
+        """Pass the chunks of a checkpoint to `write`. Raises CheckpointError."""
         name, digest = str(manifest.get("file")).rpartition("/")[2], hashlib.sha256()
         try:
             with self._files.open(self._url(f"{run}/{name}"), "rb", cache_type="none") as file:
@@ -172,9 +168,9 @@ class MirrorFiles:
                     digest.update(chunk)
                     write(chunk)
         except FileNotFoundError as error:
-            raise Damaged(f"{printable(name)} is missing") from error
+            raise CheckpointError(f"{printable(name)} is missing") from error
         if digest.hexdigest() != manifest.get("sha256"):
-            raise Damaged(f"{printable(name)} does not have the digest of the manifest")
+            raise CheckpointError(f"{printable(name)} does not have the digest of the manifest")
 
     def prune(self, owner: Owner, newest: Upload, keep: int, keep_every: int | None, best: int | None) -> None:
         """Remove all but the newest `keep` steps, every `keep_every`-th and the best. Of a step one upload stays.

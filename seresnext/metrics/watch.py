@@ -73,6 +73,7 @@ class Watch:
         self._is_starved = False
         self._logged: set[str] = set()
         self._checked = 0  # the step at the end of the last interval
+        self._replicas = range(0)  # of a step
 
     def check_step(self, step: int, losses: Sequence[float], grad_norm: float) -> None:
         """Look for a loss spike or a gradient jump in step number `step` (from 0) with finite numbers.
@@ -80,7 +81,7 @@ class Watch:
         `losses` has the mean losses of the micro-batches. A spike names the samples of the micro-batches whose loss is
         above the limit. A gradient is of all micro-batches.
         """
-        loss = sum(losses) / len(losses)
+        loss, self._replicas = sum(losses) / len(losses), range(len(losses))
         if len(self._losses) == _STEPS:
             expected, limit = usual(self._losses, _LOSS_RATIO)
             if loss > limit:
@@ -90,7 +91,7 @@ class Watch:
             expected, limit = usual(self._grad_norms, _GRADIENT_RATIO)
             if grad_norm > limit:
                 text = f"the gradient norm of step {step + 1} is {grad_norm:.4g}, usual is {expected:.4g}"
-                self._report("gradient_jump", step + 1, grad_norm, expected, text, range(len(losses)))
+                self._report("gradient_jump", step + 1, grad_norm, expected, text, self._replicas)
         self._losses.append(loss)
         self._grad_norms.append(grad_norm)
 
@@ -98,7 +99,8 @@ class Watch:
         """Log the slowest rank of the interval that ends after `step` steps, and look for anomalies of the speed.
 
         The first interval of a process and the first of another image size are not compared, because the compiler may
-        work there and the loader fills its queue. Intervals of few steps are not compared either.
+        work there and the loader fills its queue. Intervals of few steps are not compared either. An event names the
+        samples of the last step.
         """
         self._logged.clear()
         data_wait, images_per_second = self._log_slowest(step, speed), speed.images_per_second
@@ -113,12 +115,12 @@ class Watch:
             expected = median(self._speeds)
             if images_per_second < min(_SPEED_RATIO * expected, _NEW_LOW * min(self._speeds)):
                 text = f"{images_per_second:.1f} images/s up to step {step}, usual are {expected:.1f}"
-                self._report("throughput_drop", step, images_per_second, expected, text)
+                self._report("throughput_drop", step, images_per_second, expected, text, self._replicas)
         self._speeds.append(images_per_second)
         share = data_wait * images_per_second / self.global_size
         if share > _STARVED and not self._is_starved:
             text = f"up to step {step}, {share:.0%} of the time is a wait for images ({data_wait:.3f} s a step)"
-            self._report("data_starvation", step, share, _STARVED, text)
+            self._report("data_starvation", step, share, _STARVED, text, self._replicas)
         self._is_starved = share > (_FED if self._is_starved else _STARVED)
 
     def _log_slowest(self, step: int, speed: Speed) -> float:
@@ -136,15 +138,11 @@ class Watch:
         self.logger.write(event, text=text, only_log=slowest["slower"] < _SLOW)
         return max(times.data for times in ranks)
 
-    def _report(
-        self, kind: str, step: int, value: float, expected: float, text: str, replicas: Sequence[int] = ()
-    ) -> None:
+    def _report(self, kind: str, step: int, value: float, expected: float, text: str, replicas: Sequence[int]) -> None:
         if kind in self._logged:
             return
         self._logged.add(kind)
         place = {"step": step, "epoch": step / self.steps_per_epoch}
         event: dict[str, Any] = {"event": "anomaly", "kind": kind, **place, "value": value, "usual": expected}
-        if replicas:
-            event["samples"] = [name for replica in replicas for name in self.names(step - 1, replica)]
-            text += "; metrics.jsonl names the images"
-        self.logger.write(event, text=f"warning: {kind.replace('_', ' ')}: {text}")
+        event["samples"] = [name for replica in replicas for name in self.names(step - 1, replica)]
+        self.logger.write(event, text=f"warning: {kind.replace('_', ' ')}: {text}; metrics.jsonl names the images")

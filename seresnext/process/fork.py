@@ -17,19 +17,19 @@ from typing import Any
 # Seconds for a new process to begin. A healthy process needs milliseconds. A process that is killed for being slow has
 # done nothing yet, and the next attempt replaces the process.
 PATIENCE = 10.0
-# The last attempt is not checked: on a machine that is too busy to begin a process, more attempts do not help.
+# The attempt after these waits as long as it takes: on a machine that is too busy to begin a process, more do not help.
 _ATTEMPTS = 5
 
 
 class _Popen(popen_fork.Popen):
     def _launch(self, process_obj: Any) -> None:
-        for _ in range(_ATTEMPTS):
+        for patience in (*[PATIENCE] * _ATTEMPTS, None):
             begun, process_obj.begun = os.pipe()
             try:
                 super()._launch(process_obj)  # pyright: ignore[reportAttributeAccessIssue]
                 os.close(process_obj.begun)
                 # The pipe ends when the process begins, and also when the process dies.
-                if select.select([begun], [], [], PATIENCE)[0]:
+                if select.select([begun], [], [], patience)[0]:
                     return
             finally:
                 os.close(begun)
@@ -37,23 +37,20 @@ class _Popen(popen_fork.Popen):
             os.waitpid(self.pid, 0)
             assert self.finalizer
             self.finalizer()
-        process_obj.begun = None
-        super()._launch(process_obj)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class ForkProcess(process.BaseProcess):
     """A forked process. `start` returns once the process has begun."""
 
     _start_method = "fork"
-    begun: int | None = None
+    begun: int
 
     @staticmethod
     def _Popen(process_obj: process.BaseProcess) -> popen_fork.Popen:
         return _Popen(process_obj)
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
-        if self.begun is not None:
-            os.close(self.begun)
+        os.close(self.begun)
         return super()._bootstrap(parent_sentinel)  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -163,14 +163,10 @@ class ModelSection(Section):
         description="The network. `seresnext50` is short for `legacy_seresnext50_32x4d`, and so on for 26 and 101. "
         "`seresnext50_32x4d` and `seresnext101_32x4d` are timm's newer networks with padding in the stem's pooling."
     )
-    num_classes: NumClasses = _key(
-        1000, "Outputs of the classifier: the number of classes. auto: as many as the data has, if no head is loaded."
-    )
+    num_classes: NumClasses = _key(1000, "Number of classes. auto: as many as the data has, if no head is loaded.")
     in_channels: int = _key(3, "Channels of an image. Image files are read as RGB: 3.", ge=1, le=1024)
     drop_rate: Number = _key(0.2, "Dropout before the classifier.", ge=0, lt=1)
-    weights: PathText | None = _key(
-        None, "File of weights to start from. `published`: the model's file, which is downloaded. null: random weights."
-    )
+    weights: PathText | None = _key(None, "File to start from. `published`: the model's, downloaded. null: random.")
     reset_head: bool = _key(False, "Load all of `model.weights` except the classifier, which starts random.")
     zero_init_last: bool = _key(False, "Initialise the weight of the last BatchNorm in every block to zero.")
     drop_path_rate: Number = _key(0.0, "Stochastic depth of the last block, linearly less before.", ge=0, lt=1)
@@ -214,15 +210,9 @@ class DataSection(Section):
     train_split: Text = _key("train", "Folder of the training images under the root.")
     val_split: Text = _key("val", "Folder of the validation images under the root.")
     split: SplitSection | None = _key(None, "`folder` only: division of data without validation images. null: none.")
-    ignore: Patterns = _key(
-        (), "`folder` only: patterns of files to leave out, such as `*_copy*`, for paths below the root and each name."
-    )
-    class_map: PathText | None = _key(
-        None, "`folder` only: CSV file of `old,new` names of classes. Equal names merge. No name: left out."
-    )
-    exclude: PathText | None = _key(
-        None, "`folder` only: photos to leave out: a path a line, or CSV with the column `path` of `seresnext doctor`."
-    )
+    ignore: Patterns = _key((), "`folder` only: patterns of files or paths to leave out, such as `*_copy*`.")
+    class_map: PathText | None = _key(None, "`folder` only: CSV of `old,new` names of classes. No name: left out.")
+    exclude: PathText | None = _key(None, "`folder` only: photos to leave out: paths, or CSV of `seresnext doctor`.")
     sampling: Literal["shuffle", "balanced"] = _key(
         "shuffle", "`shuffle`: each image at most once in an epoch. `balanced`: equally many of each class."
     )
@@ -371,9 +361,7 @@ class CheckpointSection(Section):
 
 class LoggingSection(Section):
     every: PositiveDuration = _key(Duration(50, "st"), "Interval between lines of metrics.")
-    sinks: Sinks = _key(
-        ("tensorboard",), "Services for metrics, next to `metrics.jsonl`. `wandb` and `mlflow` need the extra `track`."
-    )
+    sinks: Sinks = _key(("tensorboard",), "Services next to `metrics.jsonl`. `wandb` and `mlflow`: extra `track`.")
 
 
 class RuntimeSection(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from dataclasses import asdict
 
 from seresnext.distributed import World
 from seresnext.evaluation import evaluate
@@ -55,7 +56,7 @@ def time_steps(trainer: Trainer) -> list[float]:
             seconds.append(time.monotonic() - started)
             if result.skipped and not result.overflowed:
                 skip = describe_skip(result, trainer.names)
-                trainer.logger.write(skip.event, text=skip.warning)
+                trainer.logger.write({"event": "skipped", **asdict(skip)}, text=skip.warning)
     return seconds[1:] or seconds
 
 

@@ -33,11 +33,6 @@ class NonFiniteStep:
             f"Samples of the step:\n  {self._listing()}"
         )
 
-    @property
-    def event(self) -> dict[str, Any]:
-        """Return the event for `metrics.jsonl`."""
-        return {"event": "skipped", "step": self.step, "reason": self.reason, "samples": self.samples}
-
     def to_error(self, in_a_row: int) -> TrainingStopped:
         """Return the error that ends the run after `in_a_row` skipped steps."""
         skipped = "step was" if in_a_row == 1 else f"{in_a_row} steps in a row were"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from torch import nn
 
@@ -62,9 +62,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._stopping = False
-        precision = PRECISIONS[self.recipe.runtime.precision]
-        # Of a validation and of a recalibration.
-        self._options: dict[str, Any] = {"precision": precision, "stop_requested": self._stop_requested}
+        self._precision = PRECISIONS[self.recipe.runtime.precision]
         self._last_submitted = self._last_written = replace(self.progress)
         self._pending: PendingResult | None = None
         self._result: StepResult | None = None
@@ -152,7 +150,8 @@ class Trainer:
         progress, skip = self.progress, describe_skip(result, self.names)
         progress.skips_in_a_row += 1
         progress.history = record(progress.history, skip.step, skip.reason, skip.samples)
-        self.logger.write({**skip.event, "epoch": skip.step / self.plan.steps_per_epoch}, text=skip.warning)
+        event = {"event": "skipped", **asdict(skip), "epoch": skip.step / self.plan.steps_per_epoch}
+        self.logger.write(event, text=skip.warning)
         if progress.skips_in_a_row >= self.recipe.optimizer.stop_after_skips:
             raise skip.to_error(progress.skips_in_a_row)
 
@@ -207,8 +206,15 @@ class Trainer:
             rounds = math.ceil(self.num_val_batches / self.world.size)
             for weights, model in self.models.items():
                 with self.val_batches() as batches, self.logger.console.bar("validate", rounds) as bar:
-                    options = {**self._options, "num_batches": self.num_val_batches, "on_round": bar.update}
-                    results[weights] = evaluate(model, batches, world=self.world, **options)
+                    results[weights] = evaluate(
+                        model,
+                        batches,
+                        num_batches=self.num_val_batches,
+                        world=self.world,
+                        precision=self._precision,
+                        stop_requested=self._stop_requested,
+                        on_round=bar.update,
+                    )
                 if results[weights] is None:
                     self._stopping = True
                     return
@@ -233,7 +239,8 @@ class Trainer:
         end = start + math.ceil(section.images / self.plan.global_size)  # Steps that would come after the last one.
         for model in self.models.values():
             with self.train_batches(start, end) as batches:
-                if not recalibrate(model, batches, world=self.world, **self._options):
+                precision, is_stopping = self._precision, self._stop_requested
+                if not recalibrate(model, batches, world=self.world, precision=precision, stop_requested=is_stopping):
                     self._stopping = True
                     return
 

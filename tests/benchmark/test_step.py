@@ -52,8 +52,6 @@ def test_a_run_of_two_processes_beside_two_runs(bench):
     check_parts(figures)
 
 
-# ------------------------------------------------------------------------------------------------ the table of a GPU
-
 SPEEDS = {"fp32": 10, "tf32": 20, "bf16": 40, "fp16": 30}  # of the stand-ins, eager, in images per second
 
 

@@ -17,8 +17,8 @@ import pytest
 from mirrors import OTHER, RUN, add, content, own, save
 
 from seresnext.checkpoint import mirror_files, store
-from seresnext.checkpoint.mirror_files import Damaged, Fenced, MirrorFiles, Owner, Upload
-from seresnext.errors import UsageError
+from seresnext.checkpoint.mirror_files import Fenced, MirrorFiles, Owner, Upload
+from seresnext.errors import CheckpointError, UsageError
 
 
 def names(address: str) -> set[str]:
@@ -72,7 +72,7 @@ def test_what_is_half_or_corrupt_does_not_count(address: str, tmp_path: Path, ha
     ending, edit = HARMS[harm]
     change(address, f"{RUN}/{upload.name}.{ending}", edit)
     assert files.uploads(owner) == [upload] * (harm != "no manifest")
-    with pytest.raises(Damaged, match=r"manifest|readable|missing"):
+    with pytest.raises(CheckpointError, match=r"manifest|readable|missing"):
         content(files, RUN, upload)
 
 
@@ -85,7 +85,7 @@ def test_a_store_that_loses_bytes_gets_no_manifest(address: str, tmp_path: Path,
         download(self, run, entry, write)
 
     monkeypatch.setattr(MirrorFiles, "download", lossy)
-    with pytest.raises(Damaged, match="does not have the digest"):
+    with pytest.raises(CheckpointError, match="does not have the digest"):
         add(files, owner, 1, path)
     assert files.uploads(owner) == []
     monkeypatch.undo()

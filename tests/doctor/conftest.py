@@ -1,10 +1,7 @@
-"""A folder of photographs with known faults, and a reader of the folder."""
+"""A folder of photographs with known faults."""
 
 import pytest
 from faulty_photos import FAULTS, jpeg, photograph
-
-from seresnext.data.formats import open_reader
-from seresnext.doctor.images import Collection
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +14,3 @@ def faulty(tmp_path_factory):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
     return root
-
-
-@pytest.fixture(scope="session")
-def images(faulty):
-    return Collection({split: open_reader(faulty, split) for split in ("train", "val")})

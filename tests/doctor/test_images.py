@@ -15,7 +15,8 @@ from seresnext.doctor import images as images_module
 from seresnext.doctor.images import Collection, look_at
 
 
-def test_a_collection_has_all_splits(faulty, images):
+def test_a_collection_has_all_splits(faulty):
+    images = Collection({split: open_reader(faulty, split) for split in ("train", "val")})
     names = [images.name(index) for index in range(len(images))]
     files = {str(path.relative_to(faulty)) for path in faulty.rglob("*.*")}
     assert set(names) == files

@@ -54,28 +54,20 @@ def measure(model, images, labels, size=5, **options):
 
 
 @torch.no_grad()
-def plain_loop(model, images, labels):
-    """Return the correct images in the first 1 and 5 and the mean loss. Sorts the logits of each image."""
-    model.eval()
-    logits = torch.cat([model(image[None]) for image in images])
-    ranking = logits.argsort(1, descending=True)
+def test_metrics_equal_a_plain_loop(model, images, labels):
+    """The oracle sorts the logits of each image. The control: a mean of batch means is wrong if the last is short."""
+    result = measure(model, images, labels)
+    logits = torch.cat([model.eval()(image[None]) for image in images])
+    ranking, loss = logits.argsort(1, descending=True), float(F.cross_entropy(logits.double(), labels))
     top1 = sum(int(label) == int(row[0]) for row, label in zip(ranking, labels, strict=True))
     top5 = sum(int(label) in row[:5].tolist() for row, label in zip(ranking, labels, strict=True))
-    return top1, top5, float(F.cross_entropy(logits.double(), labels))
-
-
-def test_metrics_equal_a_plain_loop(model, images, labels):
-    """The control: a mean of batch means is wrong if the last batch is short."""
-    top1, top5, loss = plain_loop(model, images, labels)
     assert 0 < top1 < top5 < NUM_IMAGES
-    result = measure(model, images, labels)
     assert result.metrics["top1"] == 100 * top1 / NUM_IMAGES
     assert result.metrics["top5"] == 100 * top5 / NUM_IMAGES
     assert result.metrics["loss"] == pytest.approx(loss, abs=1e-6)
     assert result.num_images == NUM_IMAGES
     assert result.images_per_second > 0
-    with torch.no_grad():
-        means = [float(F.cross_entropy(model(b.images), b.labels)) for b in batches(images, labels)]
+    means = [float(F.cross_entropy(model(b.images), b.labels)) for b in batches(images, labels)]
     assert abs(sum(means) / len(means) - loss) > 1e-3
 
 
@@ -306,12 +298,9 @@ def test_all_unreadable_images_are_named_at_once_on_every_rank(model, images, la
     assert sorted(rounds) == sorted([*range(size)] * math.ceil(12 / size))
 
 
-def test_one_unreadable_image_is_named_by_its_own_message(model, images, labels):
+def test_one_unreadable_image_is_named_by_its_own_message_and_a_long_list_is_cut(monkeypatch, model, images, labels):
     errors, _ = refused(model, images, labels, 2, [7])
     assert [str(error) for error in errors] == ["val/7.jpg is empty"] * 2
-
-
-def test_a_long_list_of_unreadable_images_is_cut_and_counted(monkeypatch, model, images, labels):
     monkeypatch.setattr(sys.modules["seresnext.evaluation.evaluate"], "_MAX_LISTED", 4)
     errors, _ = refused(model, images, labels, 3, range(NUM_IMAGES))
     heading, *lines = str(errors[0]).splitlines()

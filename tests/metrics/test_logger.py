@@ -89,7 +89,8 @@ def test_a_new_sink_is_one_row_of_the_table(tmp_path, stream, monkeypatch):
     monkeypatch.setitem(SINKS, "mlflow", opens)
     recipe = load_recipe("digits", ["logging.sinks=[mlflow, mlflow]"]).recipe
     for world in (SECOND, FIRST):
-        assert not opens.called
+        assert not opens.called  # Other ranks are silent.
+        assert stream.getvalue() == ""
         logger = RunLogger(tmp_path, Console(world.is_first, None, stream), world, recipe)
         logger.open(7, 5, 6)
         logger.write(train, seconds_left=75)
@@ -165,24 +166,16 @@ def test_a_validation_loss_that_is_not_finite_is_a_warning(tmp_path, stream, ope
     assert lines(tmp_path)[1]["loss"] == (loss if math.isfinite(loss) else None)
 
 
-@pytest.mark.parametrize("is_first", [True, False])
-def test_without_a_folder_the_logger_only_prints_and_other_ranks_are_silent(tmp_path, stream, monkeypatch, is_first):
+def test_an_event_after_the_end_of_the_bar_is_a_line(tmp_path, monkeypatch):
+    """A dry run has no folder: its logger only prints."""
     monkeypatch.chdir(tmp_path)
-    world = FIRST if is_first else SECOND
-    logger = RunLogger(None if is_first else tmp_path, Console(is_first, stream=stream), world, RECIPE)
-    logger.open(0, 0)
-    logger.write(event(1, loss=1.0))
-    assert ("loss 1.0000" in stream.getvalue()) is is_first
-    assert bool(stream.getvalue()) is is_first
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_event_after_the_end_of_the_bar_is_a_line():
     stream = io.StringIO()
     stream.isatty = lambda: True
     logger = RunLogger(None, Console(True, stream=stream), FIRST, RECIPE)
+    logger.open(0, 0)
     with logger.console.bar("train", 10) as logger.bar:
         logger.write(event(1, loss=2.0))
     logger.write(event(2, loss=1.0))
     assert "loss 2.0000" not in stream.getvalue()  # The bar shows the text from the next redraw on.
     assert "loss 1.0000" in stream.getvalue()
+    assert list(tmp_path.iterdir()) == []

@@ -8,16 +8,9 @@ import torch
 from seresnext.metrics.speed import SpeedMeter, device_usage
 
 
-class FakeClock:
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return FakeClock()
+    return Mock(return_value=1000.0)
 
 
 def test_speed_of_each_window(clock):
@@ -25,7 +18,7 @@ def test_speed_of_each_window(clock):
     assert meter.read("train") == (None, None, None)  # no step
     for seconds, data_wait in ((0.5, 0.1), (2.0, 0.0)):
         for _ in range(4):
-            clock.now += seconds
+            clock.return_value += seconds
             meter.add(32, data_wait)
         assert meter.read("train") == (pytest.approx(32 / seconds), pytest.approx(data_wait), pytest.approx(seconds))
     assert meter.read("epoch") == (pytest.approx(32 * 8 / 10), pytest.approx(0.05), pytest.approx(10 / 8))
@@ -34,20 +27,20 @@ def test_speed_of_each_window(clock):
 
 def test_pauses_do_not_count(clock):
     meter = SpeedMeter(clock)
-    clock.now += 1
+    clock.return_value += 1
     meter.add(10)
     with meter.paused():
-        clock.now += 100
+        clock.return_value += 100
     assert meter.read("train").images_per_second == pytest.approx(10)
 
 
 @pytest.mark.parametrize("first", [1, 900])
 def test_eta_counts_the_steps_of_this_process_after_the_first(clock, first):
     meter = SpeedMeter(clock)
-    clock.now += 60  # compilation
+    clock.return_value += 60  # compilation
     assert meter.seconds_left(first, 1000) is None
     with meter.paused():
-        clock.now += 20
+        clock.return_value += 20
     assert meter.seconds_left(first + 10, 1000) == pytest.approx((1000 - first - 10) * 2)
     assert meter.seconds_left(1000, 1000) == 0
 

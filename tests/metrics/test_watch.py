@@ -120,6 +120,7 @@ def test_a_process_that_starts_in_the_middle_sees_the_same_spikes(watch):
 
 def intervals(watch, speeds, image_size=224, first=0):
     for number, speed in enumerate(speeds, first):
+        watch.check_step(10 * number + 9, [2.0, 2.0], 1.0)
         watch.check_interval(10 * (number + 1), Speed(speed, 0.0), image_size)
 
 
@@ -136,7 +137,8 @@ def test_a_throughput_drop_is_an_event(watch, logger, speeds, drops):
     assert logger.anomalies == [("throughput_drop", 10 * number) for number in drops]
     if drops[0] == 12:
         assert logger.events[0]["usual"] == 100.0
-        assert logger.texts[0] == "warning: throughput drop: 69.0 images/s up to step 120, usual are 100.0"
+        assert logger.events[0]["samples"] == ["119/0.jpg", "119/1.jpg"]  # of the last step
+        assert logger.texts[0].startswith("warning: throughput drop: 69.0 images/s up to step 120, usual are 100.0; ")
 
 
 def test_progressive_sizes_are_no_throughput_drop(watch, logger):
@@ -156,11 +158,14 @@ def test_an_interval_of_traced_steps_or_of_few_steps_is_not_compared(watch, logg
 def test_data_starvation_is_an_event_when_it_begins(watch, logger):
     """A step of 100 images at 100 images/s takes a second."""
     for number, wait in enumerate([0.9, 0.2, 0.31, 0.5, 0.2, 0.4, 0.1, 0.35]):
+        watch.check_step(10 * number + 9, [2.0], 1.0)
         watch.check_interval(10 * (number + 1), Speed(100.0, wait), 224)
     assert logger.anomalies == [("data_starvation", 30), ("data_starvation", 80)]
-    assert logger.texts[0] == (
-        "warning: data starvation: up to step 30, 31% of the time is a wait for images (0.310 s a step)"
+    assert [event["samples"] for event in logger.events] == [["29/0.jpg"], ["79/0.jpg"]]
+    text = (
+        "warning: data starvation: up to step 30, 31% of the time is a wait for images (0.310 s a step); metrics.jsonl"
     )
+    assert logger.texts[0].startswith(text)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_a_loader_worker_that_hangs_at_once_is_replaced(answer):
     assert answer(BATCHES) == "8 images"
 
 
-def test_the_last_attempt_is_not_checked(monkeypatch):
+def test_the_last_attempt_takes_its_time(monkeypatch):
     """Each attempt is slow here, and the last one still works."""
 
     class Slow(fork.ForkProcess):

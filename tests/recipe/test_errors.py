@@ -175,6 +175,7 @@ def test_many_problems_are_cut(problems: Problems) -> None:
     ("runtime.measure=true", ["--set runtime.measure=true: runtime.measure: was removed in version 0.2"]),
     ("model=seresnext50", ["--set: model: must be a section of keys, found the text 'seresnext50'"]),
     ("optimizer.lr=0.1 # test", ["optimizer.lr: ", "'0.1 # test'"]),
+    ("data.ignore=['a' #b]", ["--set data.ignore=", "check the quotes"]),
     ('data.root="a" b', ["--set data.root=", "check the quotes"]),
 ], ids=short_id)  # fmt: skip
 def test_wrong_override(override: str, parts: list[str], problems: Problems) -> None:

@@ -71,15 +71,10 @@ def test_recipes_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("name", ["seresnxt50", "SE-ResNeXt-50", "seresnext50.yml"])
 def test_unknown_name_gets_a_near_miss_and_the_list(name: str) -> None:
-    with pytest.raises(RecipeError) as caught:
+    message = rf"no recipe '{name}'.*did you mean seresnext50\? recipes: cifar10, digits, finetune, seresnext101, "
+    with pytest.raises(RecipeError, match=message) as caught:
         load_recipe(name)
     assert caught.value.exit_code == 2
-    for part in (
-        f"no recipe '{name}'",
-        "did you mean seresnext50?",
-        "recipes: cifar10, digits, finetune, seresnext101, ",
-    ):
-        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b", "/dev/zero", "."])

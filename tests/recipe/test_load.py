@@ -57,9 +57,6 @@ def test_the_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert load_recipe("mine.yaml", [f"data.root={root}"]).recipe.data.root == root
 
 
-# ------------------------------------------------------------------------------------------------ values
-
-
 def test_removed_keys_are_dropped_from_a_saved_recipe() -> None:
     recipe = load_recipe("digits").recipe
     values = to_values(recipe)

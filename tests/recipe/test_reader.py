@@ -61,12 +61,6 @@ def test_number_sign_on_the_command_line_is_no_comment(words: list[str]) -> None
         assert read_yaml(text, str).plain() == yaml.safe_load(text) != text
 
 
-@pytest.mark.parametrize("text", ['"a" b', "'a' b", '["a" #b]', "{a: 'b' #c}", "[a] b"])
-def test_text_after_the_end_of_a_value_is_refused(text: str) -> None:
-    with pytest.raises(RecipeError):
-        read_value(text)
-
-
 def test_line_of_a_value_is_the_line_of_the_key() -> None:
     root = read_yaml("# 1\na:\n  b: 1\n\n  c:\n    - 2\n  d: {e:\n   4}\n", "line {}".format)
     section = root.value["a"]

@@ -36,7 +36,7 @@ recipes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(recipes)
 def test_round_trip_of_any_recipe(values: dict[str, Any]) -> None:
     full = to_values(recipe_from_values(values, "hypothesis"))
@@ -101,14 +101,12 @@ def test_the_command_writes_the_published_schema_and_prints_the_reference(tmp_pa
 
 def test_schema_is_as_strict_as_the_loader() -> None:
     schema = json_schema()
-    assert schema["additionalProperties"] is False
     assert "base" in schema["properties"]
     assert "required" not in json.dumps(schema)
-    assert schema["$defs"]["OptimizerSection"]["properties"]["lr"]["exclusiveMinimum"] == 0
     assert schema["$defs"]["EvaluationSection"]["properties"]["every"]["default"] == "1ep"
-    for section in schema["$defs"].values():
+    for section in (schema, *schema["$defs"].values()):
         assert section["additionalProperties"] is False
-        assert all(field["description"] for field in section["properties"].values())
+    assert all(field["description"] for part in schema["$defs"].values() for field in part["properties"].values())
 
 
 def test_the_reference_has_a_row_for_every_key() -> None:

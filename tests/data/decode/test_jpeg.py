@@ -76,7 +76,7 @@ LENGTHS = [length.to_bytes(2) for length in (*range(20), 0xFFFF)]
 HEADS = [b"\x08\0\x18\0\x14\1\1\x11\0", b"\1\1\0\0\x3f\0", b"\3", b"JFIF", b"Adobe", b"8BIM\0\0", b"ICC_PROFILE\0"]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(
     strategies.lists(strategies.sampled_from(MARKERS + LENGTHS + HEADS) | strategies.binary(max_size=20)).map(b"".join)
 )
