@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seresnext.data.augment.crop import ResizeCenterCrop, draw_crop, resize_into
 from seresnext.data.augment.erase import draw_box
-from seresnext.data.augment.policies import build_policies
+from seresnext.data.augment.policies import retouch
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.decode.regions import HAS_NVIMGCODEC, Choose, Crop, Encoded, RegionDecoder
 from seresnext.data.order import BatchKey
@@ -89,7 +89,7 @@ class TrainImages:
             flips[position] = crop.flip
             return crop
 
-        policies, erasing = build_policies(self.augment), self.augment.erasing
+        augment = self.augment
         size = key.image_size or self.image_size
         images = torch.empty((len(addresses), size, size, 3), dtype=torch.uint8)
         replaced = []
@@ -102,15 +102,15 @@ class TrainImages:
                     pixels, replacement = self._replace(position, addresses[position], pixels, choose)
                     replaced.append(replacement)
                 image = images[position]
-                resize_into(image, pixels, self.augment.interpolation)
-                if policies:
+                resize_into(image, pixels, augment.interpolation)
+                if augment.policy or augment.color_jitter:
                     draws = rng_at(self.seed, "retouch", *addresses[position])
-                    image.copy_(policies(image, flips[position], draws))
+                    image.copy_(retouch(augment, image, flips[position], draws))
                     flips[position] = False
         batch = collate(key, images, flips, self.reader.labels)._replace(replaced=tuple(replaced))
-        if erasing is None:
+        if augment.erasing is None:
             return batch
-        boxes = [draw_box(erasing, size, size, rng_at(self.seed, "erase", *address)) for address in addresses]
+        boxes = [draw_box(augment.erasing, size, size, rng_at(self.seed, "erase", *address)) for address in addresses]
         return batch._replace(boxes=torch.tensor(boxes))
 
     def _decode(self, indices: dict[int, int], choose: Choose) -> dict[int, np.ndarray | DataError]:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -27,34 +25,25 @@ class AugmentOp(NamedTuple):
     magnitude: float
 
 
-Policy = Callable[[int, RandomStream], list[AugmentOp]]
-"""Draws the operations for an image with a side of so many pixels."""
+def retouch(augment: AugmentSection, pixels: Tensor, flip: bool, draws: RandomStream) -> Tensor:
+    """Return an image (uint8 H W C, square), mirrored if `flip`, after policy and colour jitter.
 
-
-@dataclass(frozen=True)
-class PolicyPipeline:
-    """The policies of a recipe, applied in order to an image of a batch.
-
-    Pixels that an operation leaves empty are black. `interpolation` is for geometric operations.
+    The mirroring must come first: a shear to the left is no shear to the right. Pixels that an operation leaves empty
+    are black.
     """
-
-    policies: tuple[Policy, ...]
-    interpolation: str
-
-    def __call__(self, pixels: Tensor, flip: bool, draws: RandomStream) -> Tensor:
-        """Return an image (uint8 H W C, square), mirrored if `flip`, after all operations.
-
-        The mirroring must come first: a shear to the left is no shear to the right.
-        """
-        if flip:
-            pixels = pixels.flip(1)
-        operations = [step for policy in self.policies for step in policy(len(pixels), draws)]
-        if all(operation.name == "identity" for operation in operations):
-            return pixels
-        image = Image.fromarray(pixels.numpy())
-        for name, magnitude in operations:
-            image = OPERATIONS[name](image, magnitude, Image.Resampling[self.interpolation.upper()])
-        return torch.from_numpy(np.array(image))
+    if flip:
+        pixels = pixels.flip(1)
+    operations = []
+    if augment.policy:
+        operations += _POLICIES[augment.policy.name](augment.policy, len(pixels), draws)
+    if augment.color_jitter:
+        operations += jitter_color(augment.color_jitter, draws)
+    if all(operation.name == "identity" for operation in operations):
+        return pixels
+    image = Image.fromarray(pixels.numpy())
+    for name, magnitude in operations:
+        image = OPERATIONS[name](image, magnitude, Image.Resampling[augment.interpolation.upper()])
+    return torch.from_numpy(np.array(image))
 
 
 def rand_augment(policy: PolicySection, size: int, draws: RandomStream) -> list[AugmentOp]:
@@ -73,7 +62,7 @@ def trivial_augment(policy: PolicySection, size: int, draws: RandomStream) -> li
     return [_draw_op(draws, level, shear=0.99, shift=32, angle=135, factor=0.99, bits=6)]
 
 
-def jitter_color(jitter: ColorJitterSection, size: int, draws: RandomStream) -> list[AugmentOp]:
+def jitter_color(jitter: ColorJitterSection, draws: RandomStream) -> list[AugmentOp]:
     """Draw brightness, contrast, saturation and hue, each with a random factor, in a random order.
 
     A factor is uniform in 1 - x .. 1 + x, at least 0. Hue turns by a uniform share of a turn in -x .. x.
@@ -156,16 +145,4 @@ OPERATIONS: dict[str, Callable[[Image.Image, float, Image.Resampling], Image.Ima
 """All operations by name. Each takes an RGB image, a magnitude and a filter, and returns an image of the same size."""
 
 _CHOICES = [name for name in OPERATIONS if name != "hue"]  # Drawn by position.
-
-
 _POLICIES = {"randaugment": rand_augment, "trivialaugment": trivial_augment}
-
-
-def build_policies(augment: AugmentSection) -> PolicyPipeline | None:
-    """Return the policies of a recipe, or None for a recipe without."""
-    policies: list[Policy] = []
-    if augment.policy:
-        policies.append(partial(_POLICIES[augment.policy.name], augment.policy))
-    if augment.color_jitter:
-        policies.append(partial(jitter_color, augment.color_jitter))
-    return PolicyPipeline(tuple(policies), augment.interpolation) if policies else None

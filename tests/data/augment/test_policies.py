@@ -14,14 +14,13 @@ from torchvision.transforms.v2 import functional as F
 from seresnext.data.augment.policies import (
     OPERATIONS,
     AugmentOp,
-    Policy,
-    PolicyPipeline,
     jitter_color,
     rand_augment,
+    retouch,
     trivial_augment,
 )
-from seresnext.randomness import rng_at
-from seresnext.recipe.schema import ColorJitterSection, PolicySection
+from seresnext.randomness import RandomStream, rng_at
+from seresnext.recipe.schema import AugmentSection, ColorJitterSection, PolicySection
 
 NOISE = noise(64, 64)
 FACTORS = np.linspace(0, 2, 11)
@@ -113,6 +112,9 @@ def rounded(operations: list[AugmentOp]) -> Counter[tuple[str, float]]:
     return Counter((name, round(magnitude, 3) + 0.0) for name, magnitude in operations)
 
 
+Policy = Callable[[int, RandomStream], list[AugmentOp]]
+
+
 def randaugment(num_ops: int, magnitude: int, bins: int) -> Policy:
     settings = {"num_ops": num_ops, "magnitude": magnitude, "num_magnitude_bins": bins}
     return partial(rand_augment, PolicySection(**settings))
@@ -120,11 +122,6 @@ def randaugment(num_ops: int, magnitude: int, bins: int) -> Policy:
 
 def trivialaugment(bins: int) -> Policy:
     return partial(trivial_augment, PolicySection(name="trivialaugment", num_magnitude_bins=bins))
-
-
-def jittering(brightness: float, contrast: float, saturation: float, hue: float) -> Policy:
-    settings = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
-    return partial(jitter_color, ColorJitterSection(**settings))
 
 
 POLICIES = {
@@ -173,7 +170,7 @@ def test_operations_of_randaugment_do_not_depend_on_each_other():
 def test_factors_and_orders_equal_torchvision():
     settings = {"brightness": 0.4, "contrast": 1.5, "saturation": 0.2, "hue": 0.1}
     count = 4000
-    drawn = [dict(jittering(**settings)(32, rng_at(0, n))) for n in range(count)]
+    drawn = [dict(jitter_color(ColorJitterSection(**settings), rng_at(0, n))) for n in range(count)]
     oracle = v2.ColorJitter(**settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -193,28 +190,29 @@ def test_factors_and_orders_equal_torchvision():
 
 
 def test_without_augmentation_nothing_changes():
-    assert [name for name, _ in jittering(0, 0.4, 0, 0)(32, rng_at(0))] == ["contrast"]
-    assert jittering(0, 0, 0, 0)(32, rng_at(0)) == []
+    assert [name for name, _ in jitter_color(ColorJitterSection(contrast=0.4), rng_at(0))] == ["contrast"]
+    assert jitter_color(ColorJitterSection(), rng_at(0)) == []
 
 
 # -------------------------------------------------------------------------------------------------- pipeline
 
 
-def test_the_whole_of_torchvisions_training_transform_after_the_crop():
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_whole_of_torchvisions_training_transform_after_the_crop(interpolation: str):
     """The mirroring, then RandAugment and colour jitter of the same draws, in this order."""
-    policies = (randaugment(2, 9, 31), jittering(0.4, 0.4, 0.4, 0.1))
+    policy, jitter = PolicySection(num_ops=2, magnitude=9), ColorJitterSection(brightness=0.4, contrast=0.4, hue=0.1)
+    augment = AugmentSection(policy=policy, color_jitter=jitter, interpolation=interpolation)
     for number in range(30):
         draws, own_draws = (rng_at(0, "retouch", 0, number, 0) for _ in range(2))
         image: Image.Image = F.horizontal_flip(NOISE) if number % 2 else NOISE
-        for policy in policies:
-            for name, magnitude in policy(64, draws):
-                image = ORACLES[name][0](image, magnitude, InterpolationMode.BILINEAR)
-        ours = PolicyPipeline(policies, "bilinear")(pixels_of(NOISE), bool(number % 2), own_draws)
+        for name, magnitude in [*rand_augment(policy, 64, draws), *jitter_color(jitter, draws)]:
+            image = ORACLES[name][0](image, magnitude, InterpolationMode(interpolation))
+        ours = retouch(augment, pixels_of(NOISE), bool(number % 2), own_draws)
         np.testing.assert_array_equal(ours.numpy(), np.asarray(image))
         assert ours.is_contiguous()
 
 
-def test_identity_only_mirrors():
-    pixels, pipeline = pixels_of(NOISE), PolicyPipeline((lambda *_: [AugmentOp("identity", 0)],), "bilinear")
-    assert torch.equal(pipeline(pixels, False, rng_at(0)), pixels)
-    assert torch.equal(pipeline(pixels, True, rng_at(0)), pixels.flip(1))
+def test_without_operations_an_image_is_only_mirrored():
+    pixels, augment = pixels_of(NOISE), AugmentSection(color_jitter=ColorJitterSection())
+    assert torch.equal(retouch(augment, pixels, False, rng_at(0)), pixels)
+    assert torch.equal(retouch(augment, pixels, True, rng_at(0)), pixels.flip(1))
