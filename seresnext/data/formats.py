@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def detect_format(root: Path | str, split: str, format: str) -> str:
     """Return the format of data whose format the user did not give: `format`, unless the folder shows another."""
     if is_shards(str(root), split):
         return "shards"
-    has_folder, has_archives = (Path(root) / split).is_dir(), is_imagenet(Path(root), split)
+    has_folder = os.path.isdir(Path(root, split))  # noqa: PTH112 (raises nothing)
+    has_archives = is_imagenet(Path(root), split)
     if has_folder and (format == "shards" or (format == "imagenet" and not has_archives)):
         return "folder"
     return "imagenet" if format == "folder" and has_archives and not has_folder else format

@@ -37,6 +37,7 @@ def test_a_format_that_was_not_given_is_detected(tmp_path: Path, format: str, fi
         (tmp_path / name).write_bytes(b"")
     assert detect_format(tmp_path, "val", format) == detected
     assert detect_format("https://host/x", "val", format) == "shards"
+    assert detect_format(tmp_path, 300 * "x", "folder") == "folder"  # A name that is too long is no folder.
 
 
 @pytest.mark.parametrize(
