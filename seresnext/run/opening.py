@@ -161,8 +161,8 @@ def _compare(
     weights = recipe.model.weights
     if weights and previous is None:
         fix = "" if weights == PUBLISHED else "; set model.weights to the path of a file of weights"
-        with _collecting(problems, fix=f" (model.weights){fix}"):
-            open_file(first_weights(recipe.model)).close()  # `Run` reads the file.
+        with _collecting(problems, fix=f" (model.weights){fix}"), open_file(first_weights(recipe.model)):
+            pass  # `Run` reads the file.
     return problems
 
 

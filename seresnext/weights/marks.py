@@ -13,7 +13,7 @@ from pathlib import Path
 
 from seresnext.errors import CheckpointError
 from seresnext.printable import printable
-from seresnext.weights.opening import UnreadableError, open_file
+from seresnext.weights.opening import open_file
 
 FORMAT = "seresnext-2"
 """The format of new files. It rises with every version whose files an older version cannot read.
@@ -57,14 +57,11 @@ def verify_digest(path: Path) -> None:
     Raise CheckpointError for a file that is damaged or of another project, UnreadableError for an unreadable file.
     """
     with open_file(path) as file:
-        try:
-            start = file.read(DIGEST_OFFSET + len(DIGEST_ZEROS))
-            claimed = start[DIGEST_OFFSET:]
-            if start[8:DIGEST_OFFSET] != HEADER_START or len(claimed) != len(DIGEST_ZEROS):
-                raise CheckpointError(f"{path} is no checkpoint of this project, or the beginning is damaged; {_FIX}")
-            digest = hashlib.sha256(start[:DIGEST_OFFSET] + DIGEST_ZEROS)
-            hashlib.file_digest(file, lambda: digest)
-        except OSError as error:
-            raise UnreadableError(f"{path} cannot be read: {error.strerror}; {_FIX}") from error
+        start = file.read(DIGEST_OFFSET + len(DIGEST_ZEROS))
+        claimed = start[DIGEST_OFFSET:]
+        if start[8:DIGEST_OFFSET] != HEADER_START or len(claimed) != len(DIGEST_ZEROS):
+            raise CheckpointError(f"{path} is no checkpoint of this project, or the beginning is damaged; {_FIX}")
+        digest = hashlib.sha256(start[:DIGEST_OFFSET] + DIGEST_ZEROS)
+        hashlib.file_digest(file, lambda: digest)
     if digest.hexdigest().encode() != claimed:
         raise CheckpointError(f"{path} is damaged: the content does not have the digest that was saved; {_FIX}")

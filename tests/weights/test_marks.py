@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from seresnext.checkpoint import file_format
 from seresnext.errors import CheckpointError
 from seresnext.weights import read_weights
-from seresnext.weights.marks import FORMAT, is_checkpoint
+from seresnext.weights.marks import FORMAT, is_checkpoint, verify_digest
+from seresnext.weights.opening import UnreadableError
 
 TENSORS = {"model.w": torch.arange(4.0)}
 OURS = {"format": FORMAT, "step": "3", "recipe": "{}", "recipe_hash": "0"}
@@ -71,3 +72,10 @@ def test_marks_without_a_digest_in_its_place_are_refused(tmp_path: Path, metadat
     save_file(TENSORS, tmp_path / "copy.safetensors", metadata)
     with pytest.raises(CheckpointError, match=r"copy\.safetensors"):
         read_weights(tmp_path / "copy.safetensors")
+
+
+@pytest.mark.parametrize("read", [read_weights, verify_digest])
+def test_a_disk_that_fails_during_the_read_is_named(read) -> None:
+    """The first byte of the memory of a process cannot be read."""
+    with pytest.raises(UnreadableError, match="/proc/self/mem cannot be read: Input/output error; give another path"):
+        read(Path("/proc/self/mem"))
