@@ -6,8 +6,6 @@
 Machines drift, so ours and the peers take turns within one run. FILE gets the figures, and the machine, as JSON.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

@@ -13,8 +13,6 @@ All parts together are meant to take 8 minutes on one GPU. The report is written
 a part failed. `--device cpu` runs a small version of each part without a GPU, to test this script.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

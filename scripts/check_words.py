@@ -6,8 +6,6 @@ Counts, per 1,000 words of a tree, the constructions that make technical English
 first language. Prints the rates, and the lines with the most hits of a tree above a limit. Exits with 1 then.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import re

@@ -9,8 +9,6 @@ everything, without the images of exclude.csv, and without the planted images. T
 DIR/new, the training images beyond `--images`. DIR/results.json has the figures.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

@@ -7,8 +7,6 @@ trained again. `--timm` is the file train.py of timm's repository, which the pac
 images. A time runs from the start of a process to the printed line of a validation.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -10,8 +10,6 @@ message of excessive length or with a Python address, or a result that an indepe
 an input escaped, else with 0. Needs no GPU, no data and no network; takes about 5 minutes on one core.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from dataclasses import asdict

@@ -7,8 +7,6 @@ the last is killed with all its processes. The command prints the largest differ
 Needs the extras `remote` and `report`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

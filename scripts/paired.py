@@ -7,8 +7,6 @@ weights at the fork, the order, the crops and the dropout. An unpaired compariso
 seed. A run that is finished in DIR is not trained again.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

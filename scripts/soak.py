@@ -10,8 +10,6 @@ behind, and the last checkpoint and the metrics have the bits of an undisturbed 
 GPU and no data.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -4,8 +4,6 @@ Each command is a row of COMMANDS. The import of torch takes seconds in each pro
 and checks that need no torch come first: arguments, recipe, missing data.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

@@ -4,8 +4,6 @@ The message of a `Failure` states the problem with the place, and the fix. The c
 traceback. Every other exception is a defect of this project and keeps the traceback.
 """
 
-from __future__ import annotations
-
 
 class Failure(Exception):
     """An expected failure. The commands print the message and exit with `exit_code`.

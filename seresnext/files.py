@@ -1,7 +1,5 @@
 """Files that may be anything: reads that cannot stall, and writes that leave no part."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Paths that a user gives: addresses in place of paths, and the home folder."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from pathlib import Path

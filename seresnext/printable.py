@@ -1,7 +1,5 @@
 """Text from strangers, made safe for a terminal: names of classes, tensors and files, and whole messages."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

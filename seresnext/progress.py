@@ -1,7 +1,5 @@
 """Progress and warnings on standard error while data is prepared, and the base of all progress bars."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import time

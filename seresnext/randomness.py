@@ -6,8 +6,6 @@ run: SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom numbe
 variant 13 in Stafford's list, as in Vigna's splitmix64.c).
 """
 
-from __future__ import annotations
-
 import hashlib
 from functools import cache
 

@@ -4,8 +4,6 @@ Credentials come from the places where fsspec's libraries look (environment, net
 never from an address, and no message shows them.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import time

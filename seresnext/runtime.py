@@ -1,7 +1,5 @@
 """Settings of a model on a device: precision, memory format, compilation, determinism, and malloc."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil

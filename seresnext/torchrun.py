@@ -9,8 +9,6 @@ On several machines torch would wait for a lost machine of the rendezvous for 15
 program waits as long as `--rdzv-conf=read_timeout=SECONDS` promises, prints one line, and ends with 1.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

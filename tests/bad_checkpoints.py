@@ -1,7 +1,5 @@
 """Checkpoints with a right digest and any content, as an attacker can write them."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -4,8 +4,6 @@
 session, so a process group does not hold a tree together. An environment variable that each descendant inherits does.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import getpass

@@ -1,7 +1,5 @@
 """Encoded images for tests, and the decoders that must give the same pixels."""
 
-from __future__ import annotations
-
 import io
 import zlib
 

@@ -1,7 +1,5 @@
 """Helpers of the tests of exports: a network of timm, and commands in this process."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -27,8 +27,6 @@ Faults:
     sleep:SECONDS          wait
 """
 
-from __future__ import annotations
-
 import errno
 import gc
 import json

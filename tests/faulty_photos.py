@@ -1,7 +1,5 @@
 """Photographs with known faults, for tests of the data doctor."""
 
-from __future__ import annotations
-
 import numpy as np
 from encoded_images import encoded
 from PIL import Image, ImageFilter, ImageOps

@@ -3,8 +3,6 @@
 The addresses are those that huggingface_hub calls. Large files (`*.safetensors`) take the way of Git LFS.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

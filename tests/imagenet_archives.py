@@ -1,7 +1,5 @@
 """Tar archives, and small archives of exactly the form of ImageNet's: a tar of tars, a tar of images, and a kit."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import tarfile

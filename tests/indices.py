@@ -1,7 +1,5 @@
 """An index for tests, and what is the same about two."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from seresnext.data.readers.index import Index, join_names

@@ -1,7 +1,5 @@
 """A save that is interrupted: a folder with an old state, the save of a new state, and checks of the result."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Callable

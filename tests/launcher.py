@@ -10,8 +10,6 @@ The modules TORCHRUN (of PyTorch) and OWN_TORCHRUN start workers as new processe
 a fork with a new process.
 """
 
-from __future__ import annotations
-
 import atexit
 import io
 import math

@@ -1,7 +1,5 @@
 """Small checkpoints and mirrors for the tests of mirrors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Small photographs for tests of data as people have them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

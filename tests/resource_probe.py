@@ -4,8 +4,6 @@ As a program, `resource_probe.py REPORT SECONDS SCRIPT ARGUMENTS...` runs a scri
 seconds and 8 GB of address space beyond the imports, and writes the report.
 """
 
-from __future__ import annotations
-
 import resource
 import runpy
 import signal

@@ -1,7 +1,5 @@
 """Readers of a run folder for tests."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

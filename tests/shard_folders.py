@@ -1,7 +1,5 @@
 """Shards for tests, and a server for shards that can fail on request."""
 
-from __future__ import annotations
-
 import http.server
 import threading
 from collections import Counter

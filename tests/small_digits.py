@@ -3,8 +3,6 @@
 python tests/small_digits.py train|validate ARGUMENTS...
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from functools import partial

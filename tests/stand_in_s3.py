@@ -1,7 +1,5 @@
 """A stand-in for S3 (moto's server), which the environment of this process and of its children points to."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """`scripts/check_gpu.sh` on a machine without a GPU: the Python that runs, the parts, and the report."""
 
-from __future__ import annotations
-
 import sys
 
 import check_gpu

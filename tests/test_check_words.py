@@ -1,7 +1,5 @@
 """The check of words finds the constructions that it is for, and no code."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import check_words

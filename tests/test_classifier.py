@@ -1,7 +1,5 @@
 """`seresnext.load` and the classifier, compared with timm, and the fine-tuning of docs/predict.md."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

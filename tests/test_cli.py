@@ -1,7 +1,5 @@
 """Arguments, and how commands begin: checks without torch, the rank that prints, and torchrun's error file."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """The fixtures and options of tests/conftest.py: a left process fails a test, shards lose none."""
 
-from __future__ import annotations
-
 import sys
 from types import SimpleNamespace
 from unittest.mock import Mock

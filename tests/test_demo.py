@@ -1,7 +1,5 @@
 """`scripts/demo.sh`, made short."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

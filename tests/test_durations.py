@@ -1,7 +1,5 @@
 """Durations: the two spellings, and the conversion to steps."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import pytest

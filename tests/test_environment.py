@@ -1,7 +1,5 @@
 """The set-up of an environment, as the shell scripts do it, with a stand-in for python3 that installs nothing."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

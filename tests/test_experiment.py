@@ -1,7 +1,5 @@
 """scripts/experiment.py: the trainings, the figures from the printed lines, and the results file."""
 
-from __future__ import annotations
-
 import json
 import sys
 

@@ -1,7 +1,5 @@
 """docs/faults.md: all cases, and tests that exist."""
 
-from __future__ import annotations
-
 import ast
 import re
 

@@ -1,7 +1,5 @@
 """`scripts/fuzz.py`: no damaged input escapes, and every kind of escape is found."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """The installed package: the wheel, the public names, and every module without the extras."""
 
-from __future__ import annotations
-
 import doctest
 import json
 import shutil

@@ -1,7 +1,5 @@
 """scripts/paired.py: the runs of a pair, and the table of differences."""
 
-from __future__ import annotations
-
 import json
 import sys
 

@@ -1,7 +1,5 @@
 """Addresses in place of paths, the home folder, and the checkpoint of `--resume`."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import re

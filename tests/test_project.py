@@ -1,7 +1,5 @@
 """Rules for the whole project: import rules, mirrored tests, pinned packages, and forbidden contents of files."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import re

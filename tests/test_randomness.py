@@ -3,8 +3,6 @@
 The statistical limits are wide (a p-value of about 1e-6) and the seeds are fixed, so chance does not fail a test.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The base of all users of fsspec. tests/data/shards/test_remote.py has a real server, and a stand-in for S3."""
 
-from __future__ import annotations
-
 import pytest
 
 from seresnext.errors import DataError, UsageError

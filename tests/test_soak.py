@@ -1,7 +1,5 @@
 """`scripts/soak.py`: kills at random, and the same bits in the end."""
 
-from __future__ import annotations
-
 import json
 import re
 import signal

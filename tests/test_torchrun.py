@@ -1,7 +1,5 @@
 """`python -m seresnext.torchrun`: the exit codes of the workers, and no traceback."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import signal

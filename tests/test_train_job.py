@@ -1,7 +1,5 @@
 """The Kubernetes job: each field is one that the Trainer of Kubeflow knows, and the parts of the job fit together."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterator

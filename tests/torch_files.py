@@ -1,7 +1,5 @@
 """Writers of the old torch format: for files like the published files, and for hostile files."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

@@ -6,8 +6,6 @@
 process prints `ready` after the first steps, and then a line of JSON for each round.
 """
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import json

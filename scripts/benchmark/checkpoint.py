@@ -6,8 +6,6 @@ A run on synthetic images saves through the code of training. Saves of an idle r
 DIR should be on the disk of the checkpoints.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

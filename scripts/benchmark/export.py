@@ -5,8 +5,6 @@
 The kinds take turns, and the network in PyTorch is the peer. All run on the CPU, with the threads of torch.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import tempfile

@@ -7,8 +7,6 @@ Indices of ImageNet-1k (archives, image folder and shards) and of ImageNet-21k h
 forked process, like a loader worker, after the index was dropped from the page cache.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import multiprocessing

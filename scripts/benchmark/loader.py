@@ -8,8 +8,6 @@ ImageNet recipe; torchvision and timm send float32 or uint8 tensors in the same 
 in another environment runs there: `--peer-python dali=/path/to/venv/bin/python`.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -3,8 +3,6 @@
 Each `write` function returns the root of the data, the format, and the index file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import zlib

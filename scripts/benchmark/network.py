@@ -9,8 +9,6 @@ the processors of this machine, also for the network. The fastest round of each 
 add time.
 """
 
-from __future__ import annotations
-
 import argparse
 from contextlib import ExitStack
 from dataclasses import replace

@@ -8,8 +8,6 @@ serves epochs to a benchmark from another environment, because some peers cannot
 The program prints `ready`, and for each line of input runs an epoch and prints `[images, seconds]`.
 """
 
-from __future__ import annotations
-
 import atexit
 import importlib
 import json

@@ -6,8 +6,6 @@ The run has as many synthetic images as ImageNet has images. The code of trainin
 steps. The time runs from the end of reading the checkpoint to the forward pass of the first step.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import tempfile

@@ -5,8 +5,6 @@
 RESULT gets `top1` as JSON, LOGITS the logits of all images (`.npy`) in the order of the folder.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

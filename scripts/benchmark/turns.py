@@ -1,7 +1,5 @@
 """Measurements that take turns, so that a slow moment of the machine slows all of them, and the comparison."""
 
-from __future__ import annotations
-
 import os
 import statistics
 import subprocess

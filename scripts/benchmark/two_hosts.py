@@ -4,8 +4,6 @@ Each host has a name, an address, a loopback device, and processes that see only
 The hosts share the file system and the processors of the machine.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

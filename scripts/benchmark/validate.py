@@ -8,8 +8,6 @@ peer is a loop of timm's public API (`timm_validate.py`), named `timm_api`. Befo
 of both networks are compared. Different results raise an error.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

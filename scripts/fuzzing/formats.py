@@ -3,8 +3,6 @@
 Each `mutate_*` returns the damaged bytes. Some inputs get damage without a repair, which tests the checksums.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

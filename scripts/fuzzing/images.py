@@ -1,7 +1,5 @@
 """Readers of data: ImageNet's archives, shards, the file of an index, images of all formats."""
 
-from __future__ import annotations
-
 import functools
 import gzip
 import hashlib

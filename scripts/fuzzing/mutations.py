@@ -1,7 +1,5 @@
 """Damage to bytes, to JSON values and to lines of text, drawn from a generator of random numbers."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Callable, Iterator, Sequence

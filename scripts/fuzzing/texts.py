@@ -1,7 +1,5 @@
 """Readers of texts: recipes, `--set`, the files of a run folder, and the names of checkpoints."""
 
-from __future__ import annotations
-
 import fcntl
 import functools
 import json

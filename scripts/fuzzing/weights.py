@@ -1,7 +1,5 @@
 """Readers of weights: checkpoints with and without a recomputed digest, safetensors files, files of torch."""
 
-from __future__ import annotations
-
 import functools
 import io
 import json

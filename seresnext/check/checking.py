@@ -1,7 +1,5 @@
 """The check of a run, from the recipe to the table: data, recipe, devices, disk, time and price."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 from contextlib import suppress

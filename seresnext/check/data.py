@@ -1,7 +1,5 @@
 """Checks of the data: classes, ImageNet's totals, images by sample, and training images in validation."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import time

@@ -1,7 +1,5 @@
 """Checks of the devices: versions and clocks of ranks, memory and speed of real steps, all-reduce and loader."""
 
-from __future__ import annotations
-
 import gc
 import math
 import os

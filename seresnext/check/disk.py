@@ -1,7 +1,5 @@
 """The disk of the run folder, and time and price of the whole run."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

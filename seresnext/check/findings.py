@@ -1,7 +1,5 @@
 """The findings of a check: verdicts with fixes, and the table."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple

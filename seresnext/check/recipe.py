@@ -3,8 +3,6 @@
 The reader of recipes refuses values that cannot work. These rules are about values that work badly.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

@@ -7,8 +7,6 @@ offset. The hash covers zeros in place of the digest, and the digest is written 
 check the digest before the header is parsed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -62,7 +60,7 @@ def write_synced(path: Path, header: bytes, tensors: list[Tensor]) -> None:
         os.close(file)
 
 
-def _write_hashed(file: int, data: memoryview, digest: hashlib._Hash) -> None:
+def _write_hashed(file: int, data: memoryview, digest: "hashlib._Hash") -> None:
     for start in range(0, len(data), _CHUNK):
         chunk = data[start : start + _CHUNK]
         digest.update(chunk)

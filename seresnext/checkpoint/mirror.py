@@ -4,8 +4,6 @@ A start first looks who owns the address, may fetch a checkpoint, and owns the a
 then on a thread has each saved checkpoint uploaded by another process. A failure is reported and stops nothing.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -13,8 +13,6 @@ cannot slow down the training, and the training kills a process that takes too l
 the errors of fsspec's libraries.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

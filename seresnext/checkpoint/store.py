@@ -4,8 +4,6 @@ The folder has `step-00001234.safetensors` for each step that is kept. `last.saf
 second names (hard links) of two of these files.
 """
 
-from __future__ import annotations
-
 import errno
 import itertools
 import os

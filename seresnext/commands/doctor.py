@@ -1,7 +1,5 @@
 """`seresnext doctor`: wrong labels, copies and bad files in a set of images."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The commands that write a model for another tool, and that check the copy."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 
 from seresnext.arguments import Parser

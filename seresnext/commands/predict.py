@@ -1,7 +1,5 @@
 """`seresnext predict`: classes and features of images."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 
 from seresnext.arguments import Parser, add_device, count_argument, workers_argument

@@ -1,7 +1,5 @@
 """`seresnext prepare`: make image folders and shards, and check downloads."""
 
-from __future__ import annotations
-
 import os
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path

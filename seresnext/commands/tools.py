@@ -1,7 +1,5 @@
 """The commands of one process that read tables, weights, runs and recipes."""
 
-from __future__ import annotations
-
 import json
 from argparse import Namespace
 from pathlib import Path

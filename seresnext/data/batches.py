@@ -1,7 +1,5 @@
 """Batches on the host: training images, cropped and augmented, and evaluation images."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial

@@ -1,7 +1,5 @@
 """The table of data formats, and the detection of a format."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

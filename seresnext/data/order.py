@@ -1,7 +1,5 @@
 """The order of training images: a pure function of (seed, step)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Batches on the device, built from a recipe and readers."""
 
-from __future__ import annotations
-
 import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Replacement of bad images by images of the same class, and a count of bad images with a limit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ The survey parses headers. Pillow decodes only images that look cut off, and dec
 JPEG and PNG have no mark of their end, and are always decoded, except photos, which the reader has decoded.
 """
 
-from __future__ import annotations
-
 import time
 import warnings
 from collections.abc import Mapping

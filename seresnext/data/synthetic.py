@@ -1,7 +1,5 @@
 """Synthetic images for benchmarks and checks: no files, and the same pixels in each run."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
 from functools import cache

@@ -8,8 +8,6 @@ equals one update with the mean batch statistics, for any distribution of replic
 
 # torch.optim uses the same _foreach_ functions: one kernel for hundreds of small tensors.
 # pyright: reportPrivateImportUsage=false
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Gradients averaged over ranks by DistributedDataParallel (DDP), while the backward pass still runs."""
 
-from __future__ import annotations
-
 import warnings
 
 from torch import nn

@@ -1,7 +1,5 @@
 """The device of a process, and GPUs of the machine that torch does not see."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -6,8 +6,6 @@ every rank therefore publishes a beat with its activity in the store through whi
 
 # The stores are public, but torch does not export them.
 # pyright: reportPrivateImportUsage=false
-from __future__ import annotations
-
 import json
 import os
 import threading

@@ -2,8 +2,6 @@
 
 # The stores are public, but torch does not export them.
 # pyright: reportPrivateImportUsage=false
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """The time that each rank needs for its own work, without the time that the rank waits for other ranks."""
 
-from __future__ import annotations
-
 import socket
 import time
 from collections import deque

@@ -1,7 +1,5 @@
 """Copies of images: equal files, and images that look the same after a resize, another compression or a slight crop."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from seresnext.process.packages import extra

@@ -1,7 +1,5 @@
 """An examination: look at all images, compare the images, ask networks, and collect the findings."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Iterable

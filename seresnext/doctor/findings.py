@@ -1,7 +1,5 @@
 """The findings of the doctor: the rules, the images of each kind, and the images that the exclusion list names."""
 
-from __future__ import annotations
-
 import csv
 import io
 import warnings

@@ -1,7 +1,5 @@
 """All images of the data, and the look at each of them."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Networks that judge each image: probabilities of the classes, and the distance to the most similar images."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

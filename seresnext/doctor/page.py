@@ -1,7 +1,5 @@
 """The page of the doctor: the findings with thumbnails, as one HTML file."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from seresnext.data.decode.pillow import Decoding, decode

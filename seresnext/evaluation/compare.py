@@ -1,7 +1,5 @@
 """Comparison of two models on the same images: is the difference larger than chance?"""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

@@ -6,8 +6,6 @@ Balanced accuracy and macro F1 come from counts of images, whose sums are exact.
 The result is therefore equal to the bit for any number of ranks.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator

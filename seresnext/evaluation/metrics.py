@@ -1,7 +1,5 @@
 """The metrics of an evaluation, each a sum over the images of a batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

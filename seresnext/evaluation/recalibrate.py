@@ -2,8 +2,6 @@
 
 # torch._foreach_ functions use one kernel for hundreds of small tensors. torch.optim is built on these functions.
 # pyright: reportPrivateImportUsage=false
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable, Iterator
 

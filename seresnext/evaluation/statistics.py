@@ -1,7 +1,5 @@
 """Statistics of predictions: intervals, per-class results, confusion and calibration, in float64 on the CPU."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The answers of a validation: how certain the accuracy is, which classes fail, whether a confidence can be trusted."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

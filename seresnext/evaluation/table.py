@@ -1,7 +1,5 @@
 """A table of predictions: one row an image, as Parquet or CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence

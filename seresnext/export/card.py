@@ -3,8 +3,6 @@
 The first lines are the Hub's YAML: https://huggingface.co/docs/hub/model-cards#model-card-metadata.
 """
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The export of a checkpoint: a folder that gets its name when its check has passed, the upload, and the card alone."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Golden images: images with known logits, which travel with an export."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import math

@@ -1,7 +1,5 @@
 """The kinds of exports: how each is written, and how each is opened again."""
 
-from __future__ import annotations
-
 import io
 import logging
 import shutil

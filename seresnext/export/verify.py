@@ -1,7 +1,5 @@
 """The check of an export: every byte by digest, then the golden images through decode, resize, crop and network."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

@@ -4,8 +4,6 @@ All output except the bars also goes to `log.txt`, with the time. A lost termina
 does not end the run.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -6,8 +6,6 @@ were sent: a resumed run continues the same run of the service, and sends the li
 send.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

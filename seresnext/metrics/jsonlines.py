@@ -1,7 +1,5 @@
 """The sink that writes `metrics.jsonl`, the events of a run for programs."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math

@@ -1,7 +1,5 @@
 """The logger of a run: every event goes to all sinks and to the console. Rank 0 logs, other ranks are silent."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A picture of the first training images, as the network sees the images, with their labels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The variables of wandb and mlflow apply (docs/logging.md).
 """
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

@@ -1,7 +1,5 @@
 """The interface of a sink. A sink is a file or a service that gets the events of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The speed of a run and the remaining time, measured with the monotonic clock, and the use of the GPU."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

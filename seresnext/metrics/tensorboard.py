@@ -1,7 +1,5 @@
 """The sink that writes TensorBoard files."""
 
-from __future__ import annotations
-
 import os
 import socket
 import textwrap

@@ -4,8 +4,6 @@ A process of its own follows the files of the run folder and sends new lines (fo
 hangs, prints or crashes cannot disturb the training process, whose loader workers are forked.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

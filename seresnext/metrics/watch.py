@@ -1,7 +1,5 @@
 """The watch over a run: anomalies in the logged numbers, and the slowest rank. docs/training.md states all rules."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ attributes are the names and order in the published weights, from `pretrainedmod
 pretrained-models.pytorch.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

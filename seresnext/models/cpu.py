@@ -4,8 +4,6 @@ The kernels compute the same numbers as the modules of the block, except for rou
 `blocks.py` asks `has_kernels_for`. Evaluation, tracing, export, torch.compile and blocks with hooks never use them.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """BatchNorm folded into the convolutions in front, for evaluation: fewer operations, the same logits up to rounding."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ The format of the index is described in https://github.com/paperswithcode/model-
 https://github.com/huggingface/pytorch-image-models/blob/main/docs/models/.templates/models/legacy-se-resnext.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from copy import deepcopy
 

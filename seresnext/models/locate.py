@@ -1,7 +1,5 @@
 """The file of weights for a path that a user gives."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

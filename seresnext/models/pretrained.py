@@ -4,8 +4,6 @@ Loading is strict. A file is loaded completely or refused, with all problems in 
 exceptions.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The table of models. A new model is a row here and a name in `recipe/schema.py`."""
 
-from __future__ import annotations
-
 import difflib
 from dataclasses import dataclass
 from typing import Literal

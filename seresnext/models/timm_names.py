@@ -3,8 +3,6 @@
 The networks whose stem rounds its size up, timm's `legacy_seresnext*`, have this project's names in timm, too.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar

@@ -3,8 +3,6 @@
 The source is the "binary version" of the authors, without Python pickles. The archive is read as a stream.
 """
 
-from __future__ import annotations
-
 import re
 import tarfile
 import zlib

@@ -3,8 +3,6 @@
 The digits, of 8 x 8 pixels with 17 levels of grey, become 32 x 32 PNG files. The split is fixed and stratified.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

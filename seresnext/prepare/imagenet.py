@@ -3,8 +3,6 @@
 Sizes are compared first, then MD5 sums: 155 GB are read, which takes some minutes from a fast disk.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -6,8 +6,6 @@ the EXIF orientation of an encoded image stays. The same images and options give
 workers. After a stop, the same command keeps every finished shard.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import io

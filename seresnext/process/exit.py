@@ -1,7 +1,5 @@
 """The end of a process: exit codes, standard streams that may be gone, the error file of torchrun."""
 
-from __future__ import annotations
-
 import atexit
 import io
 import json

@@ -5,8 +5,6 @@ the list of threads (https://github.com/python/cpython/issues/112275). Threads o
 Two training processes that validated after each step hung after some 9,000 forks.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import signal

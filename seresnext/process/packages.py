@@ -1,7 +1,5 @@
 """The packages that a command needs, checked before the first import of one."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence

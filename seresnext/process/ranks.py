@@ -1,7 +1,5 @@
 """The start and the end of a command that may be one rank of many, and the rank that prints a failure."""
 
-from __future__ import annotations
-
 import gc
 import os
 import signal

@@ -5,8 +5,6 @@ has saved, and end with the trainer. A trainer ends with torchrun in the same wa
 the handlers are installed before torch is imported.
 """
 
-from __future__ import annotations
-
 import ctypes
 import multiprocessing
 import os

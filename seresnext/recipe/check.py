@@ -5,8 +5,6 @@ twice: when the recipe is read, and by the run. A setting that would take effect
 and not an error, so that `--set length=3st` turns any recipe into a short test.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from functools import reduce

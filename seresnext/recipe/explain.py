@@ -1,7 +1,5 @@
 """Problems of a recipe in plain words: the expected value, the value found, and the closest correct name."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Recipe files: lookup by path or name, reading with bases, and merging."""
 
-from __future__ import annotations
-
 import os.path
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Load a recipe: a file, its bases and `--set` become a checked `Recipe`. All problems are reported at once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Recipes as text: YAML with origins, differences, hash, JSON schema and reference table."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The geometry of the charts of a report. The template draws the geometry as SVG."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

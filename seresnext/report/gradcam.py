@@ -1,7 +1,5 @@
 """Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): the places of an image that raise the score of a class."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Names of classes and files come from strangers. The templates escape every value
 policy in the page (Content-Security-Policy) permits this one script and no request.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """The report of a validation: one HTML page that needs no network."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

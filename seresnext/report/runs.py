@@ -1,7 +1,5 @@
 """A table of the runs below a folder: state, steps, best validation, time, and the differences of their recipes."""
 
-from __future__ import annotations
-
 import math
 import os
 import socket

@@ -1,7 +1,5 @@
 """The objects of one training run, built from the recipe on every rank alike."""
 
-from __future__ import annotations
-
 import gc
 import math
 from collections.abc import Iterator

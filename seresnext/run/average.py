@@ -4,8 +4,6 @@ Sums are in float64. Counters come from the newest checkpoint. The file has weig
 `model.weights` take the file, and a run cannot resume from the file.
 """
 
-from __future__ import annotations
-
 import json
 from argparse import Namespace
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The classes of a validation: which output of the model each class folder of the data stands for."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A dry run: a few steps and one validation batch, to see whether a recipe works and how long the run takes."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import time

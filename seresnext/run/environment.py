@@ -1,7 +1,5 @@
 """The machine of a run: the values of `auto` in a recipe there, the software, and differences that change last bits."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -1,7 +1,5 @@
 """The run folder: all files of one run, and a lock so that only one training writes to the folder."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import itertools

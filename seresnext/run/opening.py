@@ -3,8 +3,6 @@
 The problems: a missing split, other classes, too few images for a step, bad images, a missing file of weights.
 """
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Classes and features of images, by a trained or published model. Results come in the order of the images."""
 
-from __future__ import annotations
-
 import math
 import os
 import sys

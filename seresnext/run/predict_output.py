@@ -1,7 +1,5 @@
 """The files of predictions and features."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The start of a run: a fresh start, or a resume from a checkpoint of the same run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """A training run: built from the recipe, started or resumed, and trained to the end."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection
 from contextlib import ExitStack

@@ -4,8 +4,6 @@ A checkpoint may come from a stranger. Its settings of images and model count. I
 folder of the index, the server of the images, the number of processes, the memory.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import os

@@ -1,7 +1,5 @@
 """The best validation of a run: the choice by `evaluation.best_by`, and texts about the best and about the end."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -2,8 +2,6 @@
 
 # torch._fused_sgd_ is the kernel of torch.optim.SGD(fused=True), and has no public name.
 # pyright: reportPrivateImportUsage=false
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -10,8 +10,6 @@ than next to images of rare classes, and the gradient of a global batch would de
 To add a loss, write its class, enter the class in `LOSSES`, and add the name to the recipe's `LossSection`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Losses and gradients that are not finite: skipped steps, the end after too many of them, and validations."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

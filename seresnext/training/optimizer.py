@@ -4,8 +4,6 @@ To add an optimizer, write its builder, enter the builder in `OPTIMIZERS`, and a
 `OptimizerSection`. Every optimizer is fused: a fused kernel reads `found_inf` on the device and skips the step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

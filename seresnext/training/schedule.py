@@ -4,8 +4,6 @@ To add a schedule, write its function, enter the function in `SCHEDULES`, and ad
 `ScheduleSection`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ dropout, mixing and BatchNorm statistics. A step is therefore the same on any nu
 up to the order of floating-point sums.
 """
 
-from __future__ import annotations
-
 import gc
 import itertools
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The training loop: step, log, save, evaluate, until the end of the plan or a stop request."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """The download of a published file: resumed, checked by the SHA-256 in the name, and complete or not there."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import http.client

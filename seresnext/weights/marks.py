@@ -4,8 +4,6 @@ Other tools also write metadata: Hugging Face's tools always write `format`. No 
 One mark is enough, since damage may have changed the others: a damaged checkpoint must not pass for bare weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping

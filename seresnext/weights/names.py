@@ -1,7 +1,5 @@
 """Names of tensors: the prefixes of wrappers and of this project's checkpoints."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import TypeVar

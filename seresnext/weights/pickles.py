@@ -9,8 +9,6 @@ of this module. The numbers of all tensors together never take more memory than 
 bytes can then take any amount of memory.
 """
 
-from __future__ import annotations
-
 import pickle
 from argparse import Namespace
 from typing import Any, BinaryIO, ClassVar

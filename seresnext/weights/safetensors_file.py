@@ -5,8 +5,6 @@ overlap. Nothing in such a file can run. Before the library reads a file, this m
 memory.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ protocol, system, the state, the order of the storages), then each storage as th
 member for each storage. torch.load is not used: a second reader could find another content in the same bytes.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import zipfile

@@ -1,7 +1,5 @@
 """Parts of scripts/bench.py, as a command and in process."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

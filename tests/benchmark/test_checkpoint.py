@@ -1,7 +1,5 @@
 """A small benchmark of saves: the figures are measured, and a synchronous saver misses the target."""
 
-from __future__ import annotations
-
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any

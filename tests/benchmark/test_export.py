@@ -1,7 +1,5 @@
 """A small benchmark of exports."""
 
-from __future__ import annotations
-
 import pytest
 
 

@@ -1,7 +1,5 @@
 """The benchmark of large indices with small sizes: all figures are measured, and a bad reader exceeds the limits."""
 
-from __future__ import annotations
-
 import mmap
 import os
 from collections.abc import Callable

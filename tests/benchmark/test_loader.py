@@ -1,7 +1,5 @@
 """The benchmark of the loader with a small data set: figures of our loader and of a peer are in the promised fields."""
 
-from __future__ import annotations
-
 import pytest
 
 

@@ -1,7 +1,5 @@
 """Mistakes in the words of a benchmark: one message, and the exit code."""
 
-from __future__ import annotations
-
 import pytest
 from benchmark import loader, step, validate
 

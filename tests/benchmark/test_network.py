@@ -1,7 +1,5 @@
 """The benchmark of the network: shares by hand from the times of stand-ins, and a real run on two hosts."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack, nullcontext
 from unittest.mock import Mock
 

@@ -1,7 +1,5 @@
 """The benchmark of a resume over as many images as ImageNet has: timed, and a replay would be noticed."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

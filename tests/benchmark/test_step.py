@@ -1,7 +1,5 @@
 """A small benchmark of the step: the promised figures are there and add up."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """The benchmark of a validation: whole commands on few images, and results that differ are an error."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path

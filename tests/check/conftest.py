@@ -1,7 +1,5 @@
 """A narrow network, and measurements that take moments instead of seconds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

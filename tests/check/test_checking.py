@@ -1,7 +1,5 @@
 """The command as a user runs it: the table, the JSON, and the exit codes of good and bad runs."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

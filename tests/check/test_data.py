@@ -1,7 +1,5 @@
 """The checks of the data: a good and a bad case for each verdict. Pillow is the oracle of odd images."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from unittest.mock import Mock

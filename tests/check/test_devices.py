@@ -1,7 +1,5 @@
 """The verdicts about ranks, memory, steps, all-reduce and the loader, by numbers."""
 
-from __future__ import annotations
-
 import time
 from unittest.mock import Mock
 

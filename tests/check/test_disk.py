@@ -1,7 +1,5 @@
 """Space, the speed of writes, and time and price of a run."""
 
-from __future__ import annotations
-
 import os
 from unittest.mock import Mock
 

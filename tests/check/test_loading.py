@@ -1,7 +1,5 @@
 """The loader alone: a reader of known speed is the oracle."""
 
-from __future__ import annotations
-
 import time
 
 import numpy as np

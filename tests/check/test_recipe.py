@@ -1,7 +1,5 @@
 """The rules for recipes: each has a good and a bad recipe, and the recipes of the project break none."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

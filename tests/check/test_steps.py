@@ -1,7 +1,5 @@
 """Real steps, their memory, and the memory that a process may use."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Places for mirrors: a folder, and a bucket of a stand-in for S3."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterator
 from pathlib import Path

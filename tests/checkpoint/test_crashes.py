@@ -1,7 +1,5 @@
 """A process killed at any system call during a save leaves the old or the new checkpoint. strace kills the process."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The files of a mirror, in a folder and in a bucket: uploads that count, owners of the address, removal."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -5,8 +5,6 @@ synced, and the names in a folder after the folder is synced. Before, any subset
 simulated disk around the real one lists all folders that a power cut may leave.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Iterator

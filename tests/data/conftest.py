@@ -1,7 +1,5 @@
 """Shared fixtures: images, and shards with a server."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

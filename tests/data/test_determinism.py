@@ -3,8 +3,6 @@
 The tests compare each micro-batch as the model sees it: mirrored, normalised, erased and mixed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 

@@ -3,8 +3,6 @@
 Each has a control that shows the harm: the same file in the hands of Pillow, zlib or numpy, or the same work unbounded.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io

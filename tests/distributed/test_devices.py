@@ -1,7 +1,5 @@
 """GPUs that torch does not see. A folder stands for the machine."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

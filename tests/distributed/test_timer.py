@@ -1,7 +1,5 @@
 """The times of ranks: on two real processes against a communication hook of DDP, and in this process."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

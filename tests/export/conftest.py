@@ -1,7 +1,5 @@
 """A checkpoint with weights of timm's network, and the exports of the checkpoint."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Iterator

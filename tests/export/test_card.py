@@ -1,7 +1,5 @@
 """A model card, read by huggingface_hub, its facts of the training, from recipes and metadata, and the command."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

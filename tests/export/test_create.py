@@ -1,7 +1,5 @@
 """`seresnext export`: golden images, evaluation, and mistakes that must leave nothing."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The images that the project draws."""
 
-from __future__ import annotations
-
 import io
 
 from PIL import Image

@@ -1,7 +1,5 @@
 """The export for timm and the Hub, loaded by timm and read by huggingface_hub."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Each kind of export compared with timm's network, also at sizes that the export did not see."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The upload to the Hub, against a stand-in on 127.0.0.1."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

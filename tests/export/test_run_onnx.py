@@ -1,7 +1,5 @@
 """The program of an ONNX folder, run by a Python that has onnxruntime, numpy and Pillow, and no torch."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

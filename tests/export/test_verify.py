@@ -1,7 +1,5 @@
 """`seresnext verify`: a change of each kind fails with its reason, and unchanged folders pass."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

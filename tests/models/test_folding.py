@@ -1,7 +1,5 @@
 """Folded models compared with timm's network. `export/test_verify.py` has tensors that are refused."""
 
-from __future__ import annotations
-
 import torch
 from exports import CLASSES, make_oracle
 from torch import nn

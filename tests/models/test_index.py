@@ -1,7 +1,5 @@
 """The model index and the table. Oracle: the published facts of timm's page, sums by hand."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

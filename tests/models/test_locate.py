@@ -1,7 +1,5 @@
 """The file of weights for a path."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Files that timm, torchvision's references and NVIDIA's examples write. Oracle: timm, huggingface_hub."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """`seresnext prepare cifar10`."""
 
-from __future__ import annotations
-
 import gzip
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`seresnext prepare digits` as a user starts it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

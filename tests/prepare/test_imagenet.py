@@ -1,7 +1,5 @@
 """`seresnext prepare imagenet` on small archives, in place of the published archives."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

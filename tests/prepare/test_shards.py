@@ -1,7 +1,5 @@
 """`seresnext prepare shards`."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

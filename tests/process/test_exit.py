@@ -1,7 +1,5 @@
 """The end of a process: closed streams, full disks, threads that wait inside torch."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """A fork that hangs before its first instruction is replaced."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Advice on batch sizes: every check accepts each advice, alone and with all others."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import re

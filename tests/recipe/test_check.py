@@ -1,7 +1,5 @@
 """Keys that disagree, values without effect, and worlds that do not fit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Durations compared with the length of a run and with each other, in one unit and in two."""
 
-from __future__ import annotations
-
 import pytest
 
 from seresnext.errors import RecipeError

@@ -1,7 +1,5 @@
 """Mistakes in recipes, as tables: the text of a recipe, and parts of the one message that results."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path

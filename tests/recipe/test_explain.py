@@ -1,7 +1,5 @@
 """Near misses: the closest correct name."""
 
-from __future__ import annotations
-
 from typing import get_args
 
 import pytest

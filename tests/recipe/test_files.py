@@ -1,7 +1,5 @@
 """Lookup of recipes by path and by name, and merging with bases. Wrong files: test_errors.py."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Overrides, origins, and recipes from plain values. Mistakes: test_errors.py."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

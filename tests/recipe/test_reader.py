@@ -1,7 +1,5 @@
 """Scalars of recipes compared with PyYAML and float(), and the time for hostile texts."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """The published recipes: all load, and their headers have the right figures."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The schema: strict types, and the same names as the tables in the code. Wrong values: test_errors.py."""
 
-from __future__ import annotations
-
 import importlib
 from functools import reduce
 from typing import get_args

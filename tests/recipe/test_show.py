@@ -1,7 +1,5 @@
 """Recipes as text: the printed recipe loads again and has the origin of every value."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

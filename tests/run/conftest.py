@@ -1,7 +1,5 @@
 """Whole runs within the test's process: a small network and synthetic images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The objects of a run: notices, warm-up, first weights, garbage collection."""
 
-from __future__ import annotations
-
 import gc
 import shutil
 from argparse import Namespace

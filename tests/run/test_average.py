@@ -1,7 +1,5 @@
 """`seresnext average`: means compared with numpy's, and refused files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The classes of a validation, for folders by name, WordNet id or number."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,8 +1,6 @@
 """Every item of a checkpoint is needed. A resume without an item is refused; with the item of a fresh run, the resumed
 run differs from the uninterrupted run."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Whole runs with a mirror in a folder: the files that another machine gets, and training without the store."""
 
-from __future__ import annotations
-
 import gc
 from argparse import Namespace
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """One error lists all problems of a start, and the next start accepts all advice of this error."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from dataclasses import dataclass

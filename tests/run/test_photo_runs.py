@@ -1,7 +1,5 @@
 """Whole runs on photographs in class folders: the number of classes, the splits, a resume and later validations."""
 
-from __future__ import annotations
-
 import csv
 import json
 from argparse import Namespace

@@ -1,7 +1,5 @@
 """`seresnext predict` compared with timm's network and transforms, and with the table of a validation."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """A refused start makes no folder, and changes nothing in a run folder except the status and the log."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

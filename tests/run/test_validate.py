@@ -1,7 +1,5 @@
 """A validation and its options: the numbers are those of timm's transforms and a plain loop."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Each key of a recipe reaches the object that uses the key. No value here is a default, and all values differ."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from contextlib import nullcontext

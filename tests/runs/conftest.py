@@ -1,7 +1,5 @@
 """A recipe small enough that whole processes train in seconds."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence

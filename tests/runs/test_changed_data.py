@@ -1,7 +1,5 @@
 """Data that changed between two starts while the times of the folders did not, and copies of data that differ."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

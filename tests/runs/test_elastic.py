@@ -1,7 +1,5 @@
 """The same run on another number of ranks: the same images, crops, mixes and dropout, and losses equal to rounding."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path

@@ -4,8 +4,6 @@ One set of processes does all trainings of a world size (tests/exactness.py). In
 gradient of another are not finite, in the last logical replica alone.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -1,7 +1,5 @@
 """Checkpoints are damaged between two starts: the newest good one is used, by all ranks, or the run is refused."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 

@@ -1,7 +1,5 @@
 """The machine misbehaves: no space, no permission, few descriptors, another time, another training in the folder."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

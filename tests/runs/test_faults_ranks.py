@@ -1,7 +1,5 @@
 """A rank is killed, freezes or fails: the others name the rank and end, and the run resumes."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import time

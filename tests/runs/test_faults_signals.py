@@ -1,7 +1,5 @@
 """Asked to stop at any moment, by any signal, through any process: all ranks save together and exit with 0."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import time

@@ -3,8 +3,6 @@
 As in test_exact.py, one set of processes does all trainings of a world size.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from functools import cache, partial

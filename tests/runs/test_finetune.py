@@ -1,7 +1,5 @@
 """The command `finetune`: photographs of classes become a model and a report."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence

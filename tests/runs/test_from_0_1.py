@@ -4,8 +4,6 @@ Version 0.1.0 made the file and the figures with `tests/small_digits.py train --
 --set checkpoint.keep=10 --set ema.decay=0.95 --set evaluation.weights=ema`, on an x86-64 CPU.
 """
 
-from __future__ import annotations
-
 import json
 import lzma
 from pathlib import Path

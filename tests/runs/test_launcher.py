@@ -1,7 +1,5 @@
 """tests/launcher.py: a fork has the properties and the end of a new process."""
 
-from __future__ import annotations
-
 import json
 import sys
 from functools import partial

@@ -1,7 +1,5 @@
 """Runs that lose their machine: the next machine has an empty run folder, and the mirror."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

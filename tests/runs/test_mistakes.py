@@ -1,7 +1,5 @@
 """A user's mistakes: one readable message, the right exit code, no traceback, nothing changed."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import sys

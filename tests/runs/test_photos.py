@@ -1,7 +1,5 @@
 """Class folders on one and two ranks: one process of the machine reads the photos, and all ranks divide alike."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

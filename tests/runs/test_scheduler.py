@@ -1,7 +1,5 @@
 """The Slurm job, with a stand-in for Slurm: the job saves on the signal and queues again until the run is finished."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

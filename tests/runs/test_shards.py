@@ -1,7 +1,5 @@
 """Training of whole processes from shards, on a disk and from a server, and from ImageNet's archives."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """All augmentations and techniques in whole runs: the same on any number of ranks and workers, and if interrupted."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from launcher import PYTHON

@@ -1,7 +1,5 @@
 """Whole training runs: the run folder, and a real train.py that is interrupted."""
 
-from __future__ import annotations
-
 import signal
 import sys
 

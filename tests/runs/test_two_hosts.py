@@ -1,7 +1,5 @@
 """Two hosts, each with a torchrun of its own: the losses of one host, a cable that is pulled, hosts that are lost."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

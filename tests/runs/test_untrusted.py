@@ -4,8 +4,6 @@ Each case runs in a fork of one process (tests/resource_probe.py). A fork takes 
 memory the case took. Each kind of file has a control: the same file does harm elsewhere.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import pickle

@@ -3,8 +3,6 @@
 See tests/resource_probe.py for how memory and time are known.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 tests/resource_probe.py measures both. tests/data has more tests of images, archives and indices.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

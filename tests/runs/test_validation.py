@@ -1,7 +1,5 @@
 """validate.py as a command: exact on any number of ranks, and equal to an independent measurement."""
 
-from __future__ import annotations
-
 import json
 
 import launcher

@@ -1,7 +1,5 @@
 """Reports of a run during training: the slowest rank, anomalies, and traces."""
 
-from __future__ import annotations
-
 import json
 import socket
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A loss curve that no refactoring may move: 8 steps of SE-ResNeXt-26 in float64 on synthetic images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The messages about steps and validations that are not finite, and the history of a run."""
 
-from __future__ import annotations
-
 import json
 import math
 

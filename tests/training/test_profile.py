@@ -1,7 +1,5 @@
 """The steps that a profiler traces, and the file of a trace."""
 
-from __future__ import annotations
-
 import json
 
 import torch

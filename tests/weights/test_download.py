@@ -1,7 +1,5 @@
 """Downloads from a server on this machine. Oracle: the bytes of the served file."""
 
-from __future__ import annotations
-
 import hashlib
 import socket
 import threading

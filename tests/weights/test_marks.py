@@ -1,7 +1,5 @@
 """Marks of checkpoints: a damaged checkpoint never counts as bare weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

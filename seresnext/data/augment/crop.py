@@ -1,7 +1,5 @@
 """Crop and resize: random crop and flip in training, centre crop in evaluation."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Random erasing (Zhong et al. 2020): overwrite a box of a normalised image, on the device."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

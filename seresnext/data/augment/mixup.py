@@ -1,7 +1,5 @@
 """Mixup and CutMix: mix pairs of images of a micro-batch, on the device."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

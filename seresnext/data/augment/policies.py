@@ -3,8 +3,6 @@
 Pillow computes the operations. Pixels and distributions of the parameters are equal to torchvision's on Pillow images.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

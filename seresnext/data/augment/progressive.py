@@ -1,7 +1,5 @@
 """Progressive resizing: the training image size as a function of the step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from seresnext.recipe.schema import Recipe

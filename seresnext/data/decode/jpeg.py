@@ -3,8 +3,6 @@
 Sources: ITU-T T.81, and jdmarker.c of libjpeg-turbo for the errors that end a decode.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """The kind of a file by its bytes: an image that can be decoded, an image of another format, or anything else."""
 
-from __future__ import annotations
-
 import re
 from importlib.util import find_spec
 

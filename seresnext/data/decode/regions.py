@@ -5,8 +5,6 @@ Pillow give the same pixels. Pillow decodes all other images and raises the erro
 damaged JPEGs, because nvimgcodec does not read the markers behind a region.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

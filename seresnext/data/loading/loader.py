@@ -1,7 +1,5 @@
 """Worker processes that make batches from keys, in the order of the keys, for any number of workers."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import re

@@ -1,7 +1,5 @@
 """Preparation of batches on the device, one batch ahead: copy, mirror, normalise, erase."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Regular files, read in pieces at offsets. No descriptor stays open, so processes share none."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path

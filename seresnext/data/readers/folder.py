@@ -1,7 +1,5 @@
 """The ImageFolder layout: ROOT/SPLIT/CLASS/IMAGE."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterator

@@ -5,8 +5,6 @@
 are not compressed, so one `pread` at an offset reads an image.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

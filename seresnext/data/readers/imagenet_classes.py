@@ -1,7 +1,5 @@
 """The classes of ImageNet-1k: the table imagenet_classes.tsv, and the classes of the validation images."""
 
-from __future__ import annotations
-
 import gzip
 import os
 import zlib

@@ -10,8 +10,6 @@ and times that are always now. One process of the machine lists such data at eac
 start only.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Images by path: files, folders, patterns and lists of paths, in the order in which a user gives them."""
 
-from __future__ import annotations
-
 import glob
 import os
 from collections import Counter

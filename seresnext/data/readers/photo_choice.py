@@ -1,7 +1,5 @@
 """The choice of photos: which files count, under which class, and in which split. A checkpoint stores the choice."""
 
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The files of photographs: which files are photos that can be decoded, and the digests of their contents."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

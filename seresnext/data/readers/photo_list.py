@@ -1,7 +1,5 @@
 """A list of photographs: CSV or JSON Lines with path, label and an optional split."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Photographs as people have them: class folders without splits, split folders, nested folders, and lists."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

@@ -5,8 +5,6 @@ pax (POSIX.1-2001) and GNU tar (see tar(5)). A member that an archive of images 
 link, a device, a sparse file, a second member of the same name, a member that is cut off.
 """
 
-from __future__ import annotations
-
 import os
 import posixpath
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The reader of images in tar shards with an index (`format`), on a disk or on a server. Nothing is extracted."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import zlib

@@ -1,7 +1,5 @@
 """The shards of a server: repeated downloads, and copies in a folder that all processes of a machine share."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

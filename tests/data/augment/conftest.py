@@ -1,7 +1,5 @@
 """Draws of fixed uniform numbers, for this project and for torchvision."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

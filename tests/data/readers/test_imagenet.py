@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 import tarfile
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """The table of classes, against timm's copy and facts that others publish, and the development kit."""
 
-from __future__ import annotations
-
 import gzip
 from importlib.resources import files
 from pathlib import Path

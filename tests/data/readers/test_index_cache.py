@@ -1,7 +1,5 @@
 """The folder of indices, and the times of builds."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import time

@@ -1,7 +1,5 @@
 """Images by path: files, folders, patterns and lists."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

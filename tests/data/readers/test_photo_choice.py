@@ -1,7 +1,5 @@
 """The choice of photos: from a recipe with its files, and from a checkpoint, which may come from a stranger."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

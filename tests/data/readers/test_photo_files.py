@@ -1,7 +1,5 @@
 """The files of photos: which files are read again, and which photos can be decoded."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import threading

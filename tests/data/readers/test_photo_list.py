@@ -1,7 +1,5 @@
 """Lists of photos: CSV and JSON Lines. All mistakes come in one message, with the numbers of the lines."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Photographs: class folders, splits, lists, patterns, and the division into training and validation."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

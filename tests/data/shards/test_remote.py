@@ -1,7 +1,5 @@
 """Shards of a server: a server on this machine that fails as told, and a stand-in for S3."""
 
-from __future__ import annotations
-
 import socket
 import sys
 import time
