@@ -139,10 +139,7 @@ def test_one_rank_prints_the_help_and_the_recipe(capsys, ranks, words, expected)
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (
-            "--lr 3 --epochs=9",
-            "error: unrecognized arguments: --lr 3 --epochs=9; give a key of the recipe as --set K",
-        ),
+        ("--lr 3 --epochs=9", "error: unrecognized arguments: --lr 3 --epochs=9; give a key of the recipe as --set K"),
         ("--profile five", "argument --profile: 'five' is not a whole number of at least 1"),
         ("--profile 3 --dry-run", "--dry-run takes a few steps and traces none; leave out --dry-run or --profile"),
     ],

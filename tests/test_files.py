@@ -118,8 +118,7 @@ def test_a_text_may_begin_with_a_byte_order_mark(tmp_path, encoding):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "place"),
-    [("latin-1", r"text:2 .*0xe4"), ("utf-16", r"text:1 .*0xff"), (None, "No such")],
+    ("encoding", "place"), [("latin-1", r"text:2 .*0xe4"), ("utf-16", r"text:1 .*0xff"), (None, "No such")]
 )
 def test_a_text_in_another_encoding_is_refused(tmp_path, encoding, place):
     if encoding:

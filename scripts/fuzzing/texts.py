@@ -8,15 +8,7 @@ from pathlib import Path
 from random import Random
 
 from fuzzing.harness import OTHER_ENTRIES, Files, Reader, WrongResult, bytes_of
-from fuzzing.mutations import (
-    TEXTS,
-    boundary,
-    mutate_bytes,
-    mutate_items,
-    mutate_json_file,
-    mutate_lines,
-    strange_bytes,
-)
+from fuzzing.mutations import TEXTS, boundary, mutate_bytes, mutate_items, mutate_json_file, mutate_lines, strange_bytes
 from fuzzing.weights import READERS as WEIGHTS
 from fuzzing.weights import STEP
 

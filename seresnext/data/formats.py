@@ -34,11 +34,7 @@ READERS: dict[str, Callable[[str, str, Path | None, PhotoChoice | None], Reader]
 
 
 def open_reader(
-    root: Path | str,
-    split: str,
-    format: str = "folder",
-    cache: Path | None = None,
-    choice: PhotoChoice | None = None,
+    root: Path | str, split: str, format: str = "folder", cache: Path | None = None, choice: PhotoChoice | None = None
 ) -> Reader:
     """Open the reader of one split of data in a format of `READERS`.
 

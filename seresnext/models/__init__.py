@@ -2,13 +2,7 @@
 
 from seresnext.models.locate import PUBLISHED, find_weights, first_weights
 from seresnext.models.preprocessing import Preprocessing, published_preprocessing
-from seresnext.models.pretrained import (
-    LoadedWeights,
-    build_pretrained,
-    load_pretrained,
-    load_weights,
-    open_weights,
-)
+from seresnext.models.pretrained import LoadedWeights, build_pretrained, load_pretrained, load_weights, open_weights
 from seresnext.models.registry import MODELS, canonical_name, create_model
 from seresnext.models.senet import SENet
 from seresnext.models.timm_names import timm_state_dict

@@ -65,10 +65,7 @@ def predict(options: Namespace) -> None:
     rows: list[Row] = []
     features = [torch.empty(0, STAGES[options.stage])]
     try:
-        with (
-            _batches(options, reader, classifier) as batches,
-            progress("predict", len(reader), " images") as advance,
-        ):
+        with _batches(options, reader, classifier) as batches, progress("predict", len(reader), " images") as advance:
             for indices, batch in batches:
                 found, of_found = _rows(indices, batch, reader, classifier, top, options.stage)
                 for row in found:

@@ -151,7 +151,7 @@ def test_metadata_survives_as_text():
     metadata = FACTS.to_metadata()
     assert metadata["format"] == "seresnext-2"
     assert metadata.keys() == {
-        *("format", "step", "recipe", "recipe_hash", "best", "history", "dataset", "environment", "progress"),
+        *("format", "step", "recipe", "recipe_hash", "best", "history", "dataset", "environment", "progress")
     }
     assert all(isinstance(text, str) for text in metadata.values())
     assert CheckpointMetadata.from_metadata({**metadata, "digest": "0"}, "file") == FACTS

@@ -19,12 +19,7 @@ from seresnext.errors import UsageError
 from seresnext.metrics.console import Console
 from seresnext.metrics.status import read_status, write_status
 from seresnext.recipe.schema import DataSection
-from seresnext.run.folder import (
-    RUN_FILES,
-    RunFolder,
-    check_output,
-    record_refusal,
-)
+from seresnext.run.folder import RUN_FILES, RunFolder, check_output, record_refusal
 
 ROOT = Path(__file__).parents[2]
 

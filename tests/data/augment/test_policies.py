@@ -11,14 +11,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from seresnext.data.augment.policies import (
-    OPERATIONS,
-    AugmentOp,
-    jitter_color,
-    rand_augment,
-    retouch,
-    trivial_augment,
-)
+from seresnext.data.augment.policies import OPERATIONS, AugmentOp, jitter_color, rand_augment, retouch, trivial_augment
 from seresnext.randomness import RandomStream, rng_at
 from seresnext.recipe.schema import AugmentSection, ColorJitterSection, PolicySection
 
