@@ -166,7 +166,9 @@ class ModelSection(Section):
     num_classes: NumClasses = _key(1000, "Number of classes. auto: as many as the data has, if no head is loaded.")
     in_channels: int = _key(3, "Channels of an image. Image files are read as RGB: 3.", ge=1, le=1024)
     drop_rate: Number = _key(0.2, "Dropout before the classifier.", ge=0, lt=1)
-    weights: PathText | None = _key(None, "File to start from. `published`: the model's, downloaded. null: random.")
+    weights: PathText | None = _key(
+        None, "File of weights to start from. `published`: the model's file, which is downloaded. null: random weights."
+    )
     reset_head: bool = _key(False, "Load all of `model.weights` except the classifier, which starts random.")
     zero_init_last: bool = _key(False, "Initialise the weight of the last BatchNorm in every block to zero.")
     drop_path_rate: Number = _key(0.0, "Stochastic depth of the last block, linearly less before.", ge=0, lt=1)
@@ -211,8 +213,13 @@ class DataSection(Section):
     val_split: Text = _key("val", "Folder of the validation images under the root.")
     split: SplitSection | None = _key(None, "`folder` only: division of data without validation images. null: none.")
     ignore: Patterns = _key((), "`folder` only: patterns of files or paths to leave out, such as `*_copy*`.")
-    class_map: PathText | None = _key(None, "`folder` only: CSV of `old,new` names of classes. No name: left out.")
-    exclude: PathText | None = _key(None, "`folder` only: photos to leave out: paths, or CSV of `seresnext doctor`.")
+    class_map: PathText | None = _key(
+        None,
+        "`folder` only: CSV file of `old,new` names of classes. Equal names merge. No name: the class is left out.",
+    )
+    exclude: PathText | None = _key(
+        None, "`folder` only: photos to leave out: a path a line, or CSV with the column `path` of `seresnext doctor`."
+    )
     sampling: Literal["shuffle", "balanced"] = _key(
         "shuffle", "`shuffle`: each image at most once in an epoch. `balanced`: equally many of each class."
     )
@@ -318,7 +325,9 @@ class ScheduleSection(Section):
 class LossSection(Section):
     name: LossName = _key("cross_entropy", "`cross_entropy`: softmax over all classes. `bce`: binary, each class.")
     label_smoothing: Number = _key(0.1, "Share of the target that is spread evenly over all classes.", ge=0, lt=1)
-    class_weights: ClassWeights | None = _key(None, "By name, or `balanced`: rare ones weigh more. null: all the same.")
+    class_weights: ClassWeights | None = _key(
+        None, "Weights of the classes, by name, or `balanced`: rare classes weigh more. null: all weigh the same."
+    )
     target_threshold: Number | None = _key(None, "`bce` only: targets above become 1, others 0. null: off.", ge=0, lt=1)
 
 
@@ -356,12 +365,16 @@ class CheckpointSection(Section):
     keep: int = _key(3, "How many of the newest checkpoints stay. `last` and `best` always stay.", ge=1, le=10**9)
     keep_every: PositiveDuration | None = _key(None, "Interval between checkpoints that always stay. null: none.")
     on_failure: Literal["stop", "continue"] = _key("stop", "Action after a failed save.")
-    mirror: PathText | None = _key(None, "`s3://...`, `gs://...` (extra `remote`) or a folder for copies. null: none.")
+    mirror: PathText | None = _key(
+        None, "`s3://...`, `gs://...` or a folder that gets copies of the checkpoints (extra `remote`). null: none."
+    )
 
 
 class LoggingSection(Section):
     every: PositiveDuration = _key(Duration(50, "st"), "Interval between lines of metrics.")
-    sinks: Sinks = _key(("tensorboard",), "Services next to `metrics.jsonl`. `wandb` and `mlflow`: extra `track`.")
+    sinks: Sinks = _key(
+        ("tensorboard",), "Services for metrics, next to `metrics.jsonl`. `wandb` and `mlflow` need the extra `track`."
+    )
 
 
 class RuntimeSection(Section):
