@@ -54,6 +54,7 @@ def add_recipe(parser: Parser) -> None:
 
 
 def add_set(parser: Parser) -> None:
+    """Add the option `--set`."""
     parser.hint = "; give a key of the recipe as --set KEY=VALUE, such as --set optimizer.lr=0.4"
     settings = "change a value of the recipe; repeatable"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=settings)
@@ -74,6 +75,7 @@ def run_folder(options: argparse.Namespace) -> Path:
 
 
 def add_device(parser: Parser) -> None:
+    """Add the option `--device`."""
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="cpu: use no GPU")
 
 

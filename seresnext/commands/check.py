@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
+    """Declare the arguments."""
     parser.epilog = """Without --data, synthetic photographs with ImageNet's sizes stand for the images.
 docs/check.md has examples and all findings."""
     add_recipe(parser)

@@ -11,6 +11,7 @@ from seresnext.process.packages import require_extra
 
 
 def add_arguments(parser: Parser) -> None:
+    """Declare the arguments."""
     parser.epilog = "DIR gets index.html, findings.json and exclude.csv. docs/doctor.md has examples and the findings."
     add = parser.add_argument
     files = "weights that judge the images, or that the trainings start from: as for `seresnext predict`"

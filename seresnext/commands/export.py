@@ -7,6 +7,7 @@ from seresnext.paths import path_argument, text_argument
 
 
 def export_arguments(parser: Parser) -> None:
+    """Declare the arguments of `export`."""
     parser.epilog = "docs/export.md has examples, the kinds, and how other tools load them."
     add = parser.add_argument
     add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run, checkpoint, .pth or name")
@@ -26,6 +27,7 @@ def export(options: Namespace) -> None:
 
 
 def card_arguments(parser: Parser) -> None:
+    """Declare the arguments of `card`."""
     add = parser.add_argument
     add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run, checkpoint, .pth or name")
     add("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
@@ -41,6 +43,7 @@ def card(options: Namespace) -> None:
 
 
 def verify_arguments(parser: Parser) -> None:
+    """Declare the arguments of `verify`."""
     parser.add_argument("folder", type=path_argument, metavar="DIR", help="the folder of an export")
 
 

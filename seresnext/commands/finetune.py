@@ -37,6 +37,7 @@ _WITHOUT_WEIGHTS = ["model.weights=null", "model.reset_head=false", "model.froze
 
 
 def add_arguments(parser: Parser) -> None:
+    """Declare the arguments."""
     require_packages(LIGHT_PACKAGES)
     parser.epilog = """The command finds out classes, split, batch and length; `--set` changes any key of the recipe.
 The same command again resumes the run. docs/own-images.md has examples, and describes layouts, lists and formats."""

@@ -7,6 +7,7 @@ from seresnext.paths import path_argument, text_argument
 
 
 def add_arguments(parser: Parser) -> None:
+    """Declare the arguments."""
     parser.epilog = "docs/predict.md has examples and the formats."
     add = parser.add_argument
     images = "an image, a folder (images at any depth), a quoted pattern, or - for a list of paths on standard input"

@@ -10,6 +10,7 @@ from seresnext.paths import path_argument
 
 
 def digits_arguments(parser: Parser) -> None:
+    """Declare the arguments of `prepare digits`."""
     parser.add_argument("--output", type=path_argument, default=Path("data/digits"), metavar="DIR")
 
 
@@ -21,6 +22,7 @@ def digits(options: Namespace) -> None:
 
 
 def cifar10_arguments(parser: Parser) -> None:
+    """Declare the arguments of `prepare cifar10`."""
     parser.add_argument("archive", type=path_argument, metavar="cifar-10-binary.tar.gz")
     parser.add_argument("--output", type=path_argument, default=Path("data/cifar10"), metavar="DIR")
 
@@ -33,6 +35,7 @@ def cifar10(options: Namespace) -> None:
 
 
 def imagenet_arguments(parser: Parser) -> None:
+    """Declare the arguments of `prepare imagenet`."""
     parser.add_argument("folder", type=path_argument, metavar="DIR", help="the folder with the three downloads")
     parser.add_argument("--cache", type=path_argument, metavar="DIR", help="the folder of the index: data.cache")
     parser.add_argument("--skip-md5", action="store_true", help="compare sizes only")
@@ -46,6 +49,7 @@ def imagenet(options: Namespace) -> None:
 
 
 def shards_arguments(parser: Parser) -> None:
+    """Declare the arguments of `prepare shards`."""
     parser.epilog = "The same command again continues after a stop. docs/shards.md has examples."
     add = parser.add_argument
     add("data", nargs="?", type=path_argument, metavar="DATA", help="an image folder, or ImageNet's archives")

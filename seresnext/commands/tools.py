@@ -13,6 +13,7 @@ _SHOWN = 10
 
 
 def compare_arguments(parser: Parser) -> None:
+    """Declare the arguments of `compare`."""
     add = parser.add_argument
     add("first", type=table_argument, metavar="A", help="a table of `seresnext validate --table`")
     add("second", type=table_argument, metavar="B", help="a table of the same images by another model")
@@ -50,6 +51,7 @@ def compare(options: Namespace) -> None:
 
 
 def average_arguments(parser: Parser) -> None:
+    """Declare the arguments of `average`."""
     add = parser.add_argument
     add("checkpoints", type=path_argument, nargs="+", metavar="CHECKPOINT")
     add("--output", type=path_argument, required=True, metavar="FILE", help="a new file, *.safetensors")
@@ -64,6 +66,7 @@ def average(options: Namespace) -> None:
 
 
 def runs_arguments(parser: Parser) -> None:
+    """Declare the arguments of `runs`."""
     parser.add_argument("folder", type=path_argument, metavar="DIR", help="a folder that holds runs, such as runs")
     parser.add_argument("--json", type=path_argument, metavar="FILE", help="also write all values, with the recipes")
 
@@ -79,6 +82,7 @@ def runs(options: Namespace) -> None:
 
 
 def plot_arguments(parser: Parser) -> None:
+    """Declare the arguments of `plot`."""
     output = "default: curves.png, in the folder of a single run"
     parser.add_argument("runs", type=path_argument, nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument("--output", type=path_argument, metavar="FILE.png", help=output)
@@ -92,6 +96,7 @@ def plot(options: Namespace) -> None:
 
 
 def models_arguments(parser: Parser) -> None:
+    """Declare the arguments of `models`."""
     parser.add_argument("--index", action="store_true", help="print the model index of the published models as YAML")
 
 
@@ -103,6 +108,7 @@ def models(options: Namespace) -> None:
 
 
 def recipe_arguments(parser: Parser) -> None:
+    """Declare the arguments of `recipe`."""
     add = parser.add_argument
     add("--reference", action="store_true", help="print every key as a Markdown table instead")
     add("--output", type=path_argument, default=Path("recipes/schema.json"), help="default: %(default)s")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
+    """Declare the arguments. The help lists the recipes."""
     require_packages(LIGHT_PACKAGES)
     from seresnext.recipe.files import recipe_names
 
@@ -51,6 +52,7 @@ command again resumes the run. README.md describes runs and their folders, docs/
 
 
 def add_resume(parser: Parser) -> None:
+    """Add the option `--resume`."""
     resume = "auto: from the newest checkpoint of the run folder; never: start again, and set older files aside"
     parser.add_argument("--resume", default="auto", type=text_argument, metavar="auto|never|FILE", help=resume)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
+    """Declare the arguments."""
     parser.epilog = "`python validate.py` is the same command. docs/evaluation.md has examples and the results."
     add = parser.add_argument
     files = "checkpoints, run folders, published .pth files, names of models, or hf-hub:ORG/NAME"

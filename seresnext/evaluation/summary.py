@@ -45,6 +45,7 @@ def summarize(result: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def describe_summary(summary: Mapping[str, Any]) -> list[str]:
+    """Return a summary as lines for people."""
     low, high = summary["intervals"]["top1"]
     lines = [f"95 % interval of top-1: {low:.2f} to {high:.2f} %"]
     if calibration := summary.get("calibration"):

@@ -52,6 +52,7 @@ def write_table(table: Table, path: Path) -> None:
 
 
 def csv_of(columns: Table) -> str:
+    """Return columns of texts and numbers as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
     return text.getvalue()

@@ -49,9 +49,11 @@ class WeightsAndBiases:
         self._run.log({**numbers, "epoch": epoch}, step=step)
 
     def picture(self, path: Path) -> None:
+        """Log a picture at step 0."""
         self._run.log({f"train/{path.stem}": self._wandb.Image(str(path))}, step=0)
 
     def artifact(self, path: Path) -> None:
+        """Keep a file or a folder as an artifact of the run."""
         self._run.log_artifact(path, name=f"{self.id}-{path.stem}", type="report" if path.is_dir() else "run")
 
     def finish(self, state: str) -> None:
@@ -86,6 +88,7 @@ class Mlflow:
         mlflow.log_params({name: value for name, value in values.items() if name not in run.data.params})
 
     def log(self, numbers: Mapping[str, float], step: int, epoch: float) -> None:
+        """Log numbers at a step."""
         self._mlflow.log_metrics(dict(numbers), step=step)
 
     def artifact(self, path: Path) -> None:

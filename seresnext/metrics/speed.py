@@ -45,6 +45,7 @@ class SpeedMeter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
+        """Exclude the time of the block."""
         start = self._clock()
         yield
         self._paused += self._clock() - start

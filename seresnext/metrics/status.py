@@ -41,6 +41,7 @@ class StatusFile(Sink):
         self._folder = start.folder
 
     def write(self, event: Event) -> None:
+        """Write the step of a `train` event."""
         if event["event"] == "train":
             update_status(self._folder, step=event["step"])
 

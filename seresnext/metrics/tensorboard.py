@@ -62,6 +62,7 @@ class TensorBoard:
             self._add(event["step"], *values)
 
     def close(self) -> None:
+        """Close the file."""
         if self._file is not None:
             with suppress(OSError):  # of a full disk, which a warning has reported
                 self._file.close()

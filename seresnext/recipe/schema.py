@@ -159,6 +159,8 @@ def _key(default: Any, meaning: str, **limits: Any) -> Any:
 
 
 class ModelSection(Section):
+    """The network."""
+
     name: ModelName = Field(
         description="The network. `seresnext50` is short for `legacy_seresnext50_32x4d`, and so on for 26 and 101. "
         "`seresnext50_32x4d` and `seresnext101_32x4d` are timm's newer networks with padding in the stem's pooling."
@@ -197,6 +199,8 @@ class SplitSection(Section):
 
 
 class DataSection(Section):
+    """The images."""
+
     root: PathText = _key(
         "data/imagenet",
         "Folder with a folder per split or, with `split`, per class; or a list (`.csv`, `.jsonl`) with path, label and "
@@ -300,6 +304,8 @@ class BatchSection(Section):
 
 
 class OptimizerSection(Section):
+    """Optimizer."""
+
     name: OptimizerName = _key("sgd", "`sgd`: SGD with momentum. `adamw`: AdamW. Both are torch's.")
     lr: Number = _key(0.6, "Peak learning rate for this global_size. The run never rescales the rate.", gt=0)
     head_lr: Number | None = _key(None, "Peak learning rate of the classifier. null: `lr`.", gt=0)
@@ -315,6 +321,8 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
+    """Learning rate schedule."""
+
     name: ScheduleName = _key("step", "Shape of the decay: `step` by step, `cosine` (half a period) or `linear`.")
     every: PositiveDuration | None = _key(None, "`step` only: interval of decays. 30ep without a schedule section.")
     factor: Number | None = _key(None, "`step` only: factor of a decay. 0.1 without a schedule section.", gt=0, lt=1)
@@ -323,6 +331,8 @@ class ScheduleSection(Section):
 
 
 class LossSection(Section):
+    """Training loss."""
+
     name: LossName = _key("cross_entropy", "`cross_entropy`: softmax over all classes. `bce`: binary, each class.")
     label_smoothing: Number = _key(0.1, "Share of the target that is spread evenly over all classes.", ge=0, lt=1)
     class_weights: ClassWeights | None = _key(
@@ -345,6 +355,8 @@ class RecalibrateSection(Section):
 
 
 class EvaluationSection(Section):
+    """Validation."""
+
     every: PositiveDuration = _key(Duration(1, "ep"), "Interval between validations.")
     batch_size: int | None = _key(None, "Images of a forward pass on a rank. null: `batch.micro_size`.", ge=1, le=10**6)
     crop_pct: Number = _key(0.875, "Side of the centre crop / shorter side of the resized image.", ge=0.1, le=1)
@@ -357,10 +369,14 @@ class EvaluationSection(Section):
 
 
 class EarlyStopSection(Section):
+    """Early stopping."""
+
     patience: PositiveDuration = _key(Duration(10, "ep"), "Training ends if the best validation is this old.")
 
 
 class CheckpointSection(Section):
+    """Checkpoints."""
+
     every: PositiveDuration = _key(Duration(1, "ep"), "Interval between checkpoints; also before each validation.")
     keep: int = _key(3, "How many of the newest checkpoints stay. `last` and `best` always stay.", ge=1, le=10**9)
     keep_every: PositiveDuration | None = _key(None, "Interval between checkpoints that always stay. null: none.")
@@ -371,6 +387,8 @@ class CheckpointSection(Section):
 
 
 class LoggingSection(Section):
+    """Logging."""
+
     every: PositiveDuration = _key(Duration(50, "st"), "Interval between lines of metrics.")
     sinks: Sinks = _key(
         ("tensorboard",), "Services for metrics, next to `metrics.jsonl`. `wandb` and `mlflow` need the extra `track`."

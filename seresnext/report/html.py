@@ -44,6 +44,7 @@ def render_page(package: str, **values: Any) -> str:
 
 
 def address(image: Image.Image) -> str:
+    """Return an image as an address (`data:`)."""
     file = io.BytesIO()
     image.save(file, "jpeg", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
