@@ -26,7 +26,7 @@ import torch
 from benchmark.turns import Worker, compare, take_turns
 from PIL import Image
 
-from seresnext.data.augment.crop import Crop, draw_crop, resize_into
+from seresnext.data.augment.crop import Crop, random_resized_crop, resize_into
 from seresnext.data.batches import TrainImages, collate
 from seresnext.data.decode.jpeg import plain_size
 from seresnext.data.decode.kinds import kind_of
@@ -202,7 +202,7 @@ def _time_parts(reader: Reader, fast: bool, epoch: int) -> dict[str, float]:
         indices = range(start, start + _DECODED_TOGETHER)
 
         def crop(number: int, width: int, height: int, start: int = start) -> Crop:
-            return draw_crop(AUGMENT, width, height, rng_at(SEED, "augment", epoch, start + number, 0))
+            return random_resized_crop(AUGMENT, width, height, rng_at(SEED, "augment", epoch, start + number, 0))
 
         began = clock()
         encoded = [Encoded(reader.read(index), partial(reader.name, index)) for index in indices]

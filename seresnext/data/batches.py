@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seresnext.data.augment.crop import ResizeCenterCrop, draw_crop, resize_into
+from seresnext.data.augment.crop import ResizeCenterCrop, random_resized_crop, resize_into
 from seresnext.data.augment.erase import draw_box
 from seresnext.data.augment.policies import retouch
 from seresnext.data.decode.pillow import Decoding
@@ -83,7 +83,7 @@ class TrainImages:
         flips = [False] * len(addresses)
 
         def choose(position: int, width: int, height: int) -> Crop:
-            crop = draw_crop(self.augment, width, height, rng_at(self.seed, "augment", *addresses[position]))
+            crop = random_resized_crop(self.augment, width, height, rng_at(self.seed, "augment", *addresses[position]))
             flips[position] = crop.flip
             return crop
 

@@ -52,6 +52,7 @@ def describe_data(train: Reader, val: Reader) -> dict[str, Any]:
 
 def build_order(recipe: Recipe, reader: Reader) -> Order:
     """Return the order of the training images. Raises DataError when there are too few images for one step."""
+    assert recipe.data.shuffle_shards is None or reader.shard_ids is not None
     return Order(
         len(reader),
         recipe.batch.global_size,

@@ -8,7 +8,7 @@ import torch
 from encoded_images import DECODERS, Images, encoded, noise, rgb, turned
 from PIL import Image, ImageOps
 
-from seresnext.data.augment.crop import ResizeCenterCrop, draw_crop, resize_into
+from seresnext.data.augment.crop import ResizeCenterCrop, random_resized_crop, resize_into
 from seresnext.data.batches import Batch, EvaluationImages, TrainImages
 from seresnext.data.decode.kinds import HAS_HEIC
 from seresnext.data.decode.pillow import Decoding
@@ -37,7 +37,7 @@ def test_pixels_of_photographs_equal_pillow(photographs: list[bytes], interpolat
         batch = source.make(key)
         for pixels, flip, index in zip(batch.images, batch.flips, batch.indices.tolist(), strict=True):
             image = rgb(reader.read(index))
-            crop = draw_crop(augment, *image.size, rng_at(5, "augment", key.epoch, index, 0))
+            crop = random_resized_crop(augment, *image.size, rng_at(5, "augment", key.epoch, index, 0))
             assert bool(flip) == crop.flip
 
             def is_close(aside: int, filter: Image.Resampling, image=image, pixels=pixels, crop=crop) -> bool:
@@ -192,7 +192,7 @@ def test_a_bad_image_is_replaced_by_one_of_its_class(copied: Reader, kind: str, 
     assert copied.labels[other] == copied.labels[9] == int(after.labels[9])
     # The crop of the bad image, cut from the other image.
     image, expected = rgb(copied.read(other)), torch.empty((16, 16, 3), dtype=torch.uint8)
-    left, top, width, height, _ = draw_crop(AUGMENT, *image.size, rng_at(0, "augment", 0, 9, 0))
+    left, top, width, height, _ = random_resized_crop(AUGMENT, *image.size, rng_at(0, "augment", 0, 9, 0))
     resize_into(expected, np.array(image.crop((left, top, left + width, top + height))), "bilinear")
     assert torch.equal(after.images[9], expected.permute(2, 0, 1))
     assert len({make(copied, [9], fast, epoch=epoch).replaced for epoch in range(9)}) > 2

@@ -11,7 +11,7 @@ import torch
 from encoded_images import Images, encoded, noise, rgb
 from torch import Tensor
 
-from seresnext.data.augment.crop import draw_crop
+from seresnext.data.augment.crop import random_resized_crop
 from seresnext.data.augment.erase import EraseFill
 from seresnext.data.augment.mixup import MixupCutmix
 from seresnext.data.augment.progressive import ImageSizeSchedule
@@ -167,7 +167,7 @@ def test_no_augmentation_moves_the_crops_and_flips_of_a_recipe_without_it():
     assert plain.boxes is None
     draws = [rng_at(5, "augment", 1, image, 0) for image in key.indices.tolist()]
     sizes = [rgb(READER.read(image)).size for image in key.indices.tolist()]
-    crops = [draw_crop(AugmentSection(), *size, own) for size, own in zip(sizes, draws, strict=True)]
+    crops = [random_resized_crop(AugmentSection(), *size, own) for size, own in zip(sizes, draws, strict=True)]
     assert plain.flips.tolist() == [crop.flip for crop in crops]
     assert torch.equal(erased.images, plain.images)
     assert torch.equal(erased.flips, plain.flips)

@@ -17,7 +17,7 @@ from seresnext.recipe.schema import AugmentSection
 _CROP_ATTEMPTS = 10
 
 
-def draw_crop(augment: AugmentSection, width: int, height: int, draws: RandomStream) -> Crop:
+def random_resized_crop(augment: AugmentSection, width: int, height: int, draws: RandomStream) -> Crop:
     """Return a random crop and flip by torchvision's RandomResizedCrop (Szegedy et al. 2015, section 6)."""
     flip = draws.bernoulli(augment.flip)
     low, high = (math.log(ratio) for ratio in augment.crop_ratio)

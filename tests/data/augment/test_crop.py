@@ -10,7 +10,7 @@ from torch.nn import functional
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from seresnext.data.augment.crop import ResizeCenterCrop, draw_crop, resize_into
+from seresnext.data.augment.crop import ResizeCenterCrop, random_resized_crop, resize_into
 from seresnext.randomness import rng_at
 from seresnext.recipe.schema import AugmentSection
 
@@ -23,7 +23,7 @@ def test_crops_equal_torchvision_from_the_same_uniform_numbers(replay, torchvisi
     fallbacks = 0
     for width, height in [(500, 375), (31, 400), (400, 31), (64, 64), (1, 9), (3000, 2000)] * 20:
         values = rng.random(40).tolist()
-        crop = draw_crop(USUAL, width, height, replay([0.0, *values]))
+        crop = random_resized_crop(USUAL, width, height, replay([0.0, *values]))
         params = partial(transforms.RandomResizedCrop.get_params, Image.new("L", (width, height)))
         # torchvision draws the row before the column, ours the column before the row.
         top, left, h, w = torchvision_draws(replay(values), partial(params, [0.08, 1.0], [3 / 4, 4 / 3]))
@@ -35,7 +35,7 @@ def test_crops_equal_torchvision_from_the_same_uniform_numbers(replay, torchvisi
 
 
 def test_crops_spread_over_the_image():
-    crops = [draw_crop(USUAL, 400, 300, rng_at(1, "augment", 0, n, 0)) for n in range(3000)]
+    crops = [random_resized_crop(USUAL, 400, 300, rng_at(1, "augment", 0, n, 0)) for n in range(3000)]
     for places in (
         [c.left / (400 - c.width) for c in crops if c.width < 380],
         [c.top / (300 - c.height) for c in crops if c.height < 280],
