@@ -11,6 +11,7 @@ from seresnext.errors import DataError, Failure, UsageError
 from seresnext.files import (
     NotRegularError,
     check_output_file,
+    new_file,
     new_folder,
     open_regular,
     read_lines,
@@ -98,6 +99,14 @@ def test_the_json_of_an_option(tmp_path):
     assert (tmp_path / "redirected").read_text() == "3\n4\n"
     with pytest.raises(Failure, match=r"cannot be written: .*; choose another file"):
         write_json(tmp_path / "new" / "file" / "x", 1)
+
+
+def test_an_interrupted_block_leaves_the_file_of_before(tmp_path: Path):
+    (tmp_path / "file").write_text("before")
+    with pytest.raises(KeyboardInterrupt), new_file(tmp_path / "file") as file:
+        file.write(b"a part")
+        raise KeyboardInterrupt
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "before")]
 
 
 def test_an_interrupted_block_leaves_no_folder(tmp_path: Path):

@@ -159,6 +159,7 @@ CASES = {
 STORES = {
     "remote, hangs: 0.5": "the process that connects the ranks ",
     "remote, second rank of its machine, hangs: 0.5": "",
+    "remote, hangs, writes: 0.5": None,
     "remote, slow: 1": None,
     "remote, starts before all ranks are there: 0.5": None,
     "on the same machine, hangs: 0.5": None,
