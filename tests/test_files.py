@@ -102,10 +102,14 @@ def test_the_json_of_an_option(tmp_path):
 
 
 def test_an_interrupted_block_leaves_the_file_of_before(tmp_path: Path):
+    def interrupt() -> None:
+        with new_file(tmp_path / "file") as file:
+            file.write(b"a part")
+            raise KeyboardInterrupt
+
     (tmp_path / "file").write_text("before")
-    with pytest.raises(KeyboardInterrupt), new_file(tmp_path / "file") as file:
-        file.write(b"a part")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "before")]
 
 
