@@ -62,6 +62,17 @@ def test_failed_commit_leaves_the_folder_as_it_was(tmp_path, monkeypatch, owner,
     assert list(store.steps(tmp_path)) == [1, 2]
 
 
+def test_a_received_checkpoint_is_synced_before_it_has_its_name(tmp_path, monkeypatch):
+    content, folder = save(tmp_path / "sent", 2).read_bytes(), tmp_path / "received"
+    folder.mkdir()
+    calls = Mock()
+    calls.fsync.side_effect, calls.replace.side_effect = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", calls.fsync)
+    monkeypatch.setattr(Path, "replace", lambda self, target: calls.replace(self, target))
+    store.verify(store.receive(folder, 2, lambda write: write(content)))
+    assert [name for name, *_ in calls.mock_calls] == ["fsync", "replace", "fsync"]  # The last is of the folder.
+
+
 def test_failed_sync_of_the_folder(tmp_path, monkeypatch):
     """EINVAL means that the file system cannot sync folders. Any other error is one."""
     sync = os.fsync
