@@ -18,7 +18,7 @@ from typing import Any
 
 import _python  # noqa: F401
 
-from seresnext.paths import path_argument
+from seresnext.arguments import path_argument
 from seresnext.process.exit import run_script
 
 # Each part is a module of scripts/benchmark with `add_arguments(parser)` and `run(arguments) -> dict`.

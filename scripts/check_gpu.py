@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from seresnext.arguments import path_argument
 from seresnext.errors import Failure, UsageError
-from seresnext.paths import path_argument
 from seresnext.process.exit import run_script
 from seresnext.recipe.load import load_recipe
 

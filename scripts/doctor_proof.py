@@ -24,8 +24,8 @@ import _python  # noqa: F401
 import numpy as np
 from PIL import Image
 
+from seresnext.arguments import path_argument
 from seresnext.errors import Failure, UsageError
-from seresnext.paths import path_argument
 from seresnext.process.exit import run_script
 
 ROOT = Path(__file__).parents[1]

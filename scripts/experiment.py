@@ -20,8 +20,8 @@ from typing import Any
 
 import _python  # noqa: F401
 
+from seresnext.arguments import path_argument
 from seresnext.errors import Failure, UsageError
-from seresnext.paths import path_argument
 from seresnext.process.exit import run_script
 
 ROOT = Path(__file__).parents[1]

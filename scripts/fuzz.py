@@ -19,8 +19,8 @@ import _python  # noqa: F401
 from fuzzing import images, texts, weights
 from fuzzing.harness import Reader, Row, fuzz, make_input, printable, write_files
 
+from seresnext.arguments import path_argument
 from seresnext.errors import Failure, UsageError
-from seresnext.paths import path_argument
 from seresnext.process.exit import run_script
 
 READERS: dict[str, Reader] = {**texts.READERS, **weights.READERS, **images.READERS}

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import _python  # noqa: F401
 
+from seresnext.arguments import path_argument
 from seresnext.errors import Failure
 from seresnext.metrics.status import read_status
-from seresnext.paths import path_argument
 from seresnext.process.exit import run_script
 
 ROOT = Path(__file__).parents[1]

@@ -17,9 +17,9 @@ from typing import Any
 import _python  # noqa: F401
 from experiment import ROOT, watch
 
+from seresnext.arguments import path_argument
 from seresnext.checkpoint import store
 from seresnext.metrics.status import read_status
-from seresnext.paths import path_argument
 from seresnext.process.exit import run_script
 
 MEASURES = {"top-1, points": "top1", "validation loss": "loss"}

@@ -4,7 +4,7 @@ import sys
 from typing import NoReturn
 
 from seresnext.process.ranks import run_ranks
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 
 
 def main(*command: str) -> NoReturn:

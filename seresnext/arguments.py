@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from seresnext.errors import UsageError
-from seresnext.paths import path_argument, text_argument
+from seresnext.errors import UsageError, shorten
+from seresnext.files import expand_home, is_remote
 from seresnext.process.ranks import is_first_rank
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def add_set(parser: Parser) -> None:
 
 def load_run_recipe(options: argparse.Namespace) -> LoadedRecipe:
     """Return the recipe that the options of `add_recipe` name. Raises RecipeError."""
-    from seresnext.recipe.load import load_recipe
-    from seresnext.recipe.reader import write_scalar
+    from seresnext.recipe import load_recipe, write_scalar
 
     data = [] if options.data is None else [f"data.root={write_scalar(options.data)}"]
     return load_recipe(options.recipe, options.set + data)
@@ -77,6 +76,32 @@ def run_folder(options: argparse.Namespace) -> Path:
 def add_device(parser: Parser) -> None:
     """Add the option `--device`."""
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="cpu: use no GPU")
+
+
+def path_argument(text: str) -> Path:
+    """Return the path in an argument of a command, with `~` expanded: a `type` for argparse.
+
+    Raises ArgumentTypeError for an empty text, an address, and a path that the system refuses, such as a path inside a
+    folder of another user. Methods of `Path` raise OSError for such a path.
+    """
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"{text} is an address, not a path; download the file, and give the path")
+    path = Path(text_argument(text))
+    try:
+        path.exists()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{shorten(text)}: {error.strerror}; give another path") from None
+    return path
+
+
+def text_argument(text: str) -> str:
+    """Return the text of an argument: a name, a path or an address. In a path `~` is expanded.
+
+    Raises ArgumentTypeError for an empty text.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the value is empty; give a value, or omit the option")
+    return str(expand_home(text)) if text.startswith("~") else text
 
 
 def table_argument(text: str) -> Path:

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.readers.paths import PathReader
-from seresnext.errors import CheckpointError, DataError, UsageError
+from seresnext.errors import CheckpointError, DataError, UsageError, printable
 from seresnext.models import LoadedWeights, Preprocessing, SENet, build_pretrained, open_weights
-from seresnext.printable import printable
 from seresnext.recipe.schema import DataSection
 
 STAGES = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048, None: 2048}

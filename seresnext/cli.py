@@ -17,13 +17,12 @@ from typing import Any
 
 from seresnext import __version__
 from seresnext.arguments import Parser
-from seresnext.commands import check, export, finetune, predict, prepare, report, tools, train, validate
-from seresnext.commands import doctor as data_doctor
+from seresnext.commands import finetune, prepare, tools, train, validate
 from seresnext.errors import Failure, UsageError
 from seresnext.process.exit import INTERRUPTED, exit_code_of, write_error_file
 from seresnext.process.packages import LIGHT_PACKAGES, PACKAGES, require_packages
 from seresnext.process.ranks import exiting_at_interrupt, has_one_machine, is_first_rank, print_failure
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,15 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "train": Command(train.add_arguments, train.prepare, is_ranked=True, recorded_run=train.recorded_run),
     "finetune": Command(finetune.add_arguments, finetune.prepare, is_ranked=True, recorded_run=finetune.recorded_run),
-    "check": Command(check.add_arguments, check.prepare, is_ranked=True),
+    "check": Command(train.check_arguments, train.check, is_ranked=True),
     "validate": Command(validate.add_arguments, validate.prepare, is_ranked=True),
-    "report": Command(report.add_arguments, report.prepare, is_ranked=True),
-    "doctor": Command(data_doctor.add_arguments, data_doctor.run, "interrupted; nothing was written"),
+    "report": Command(validate.report_arguments, validate.report, is_ranked=True),
+    "doctor": Command(tools.doctor_arguments, tools.doctor, "interrupted; nothing was written"),
     "compare": Command(tools.compare_arguments, tools.compare),
-    "predict": Command(predict.add_arguments, predict.run),
-    "export": Command(export.export_arguments, export.export),
-    "card": Command(export.card_arguments, export.card),
-    "verify": Command(export.verify_arguments, export.verify),
+    "predict": Command(tools.predict_arguments, tools.predict),
+    "export": Command(tools.export_arguments, tools.export),
+    "card": Command(tools.card_arguments, tools.card),
+    "verify": Command(tools.verify_arguments, tools.verify),
     "prepare digits": Command(prepare.digits_arguments, prepare.digits),
     "prepare cifar10": Command(prepare.cifar10_arguments, prepare.cifar10),
     "prepare imagenet": Command(prepare.imagenet_arguments, prepare.imagenet, "interrupted; nothing was written"),

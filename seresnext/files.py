@@ -1,17 +1,18 @@
-"""Files that may be anything: reads that cannot stall, and writes that leave no part."""
+"""Files and paths of users, which may be anything: reads that cannot stall, and writes that leave no part."""
 
 import errno
+import io
 import json
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from seresnext.errors import DataError, Failure, UsageError
-from seresnext.printable import shown_path
+from seresnext.errors import CheckpointError, DataError, Failure, UsageError, printable, shown_path
 
 _MAX_BYTES = 1 << 20  # of a small file
 
@@ -154,3 +155,118 @@ def new_folder(output: Path) -> Iterator[Path]:
             folder.mkdir()
             yield folder
             folder.rename(output)
+
+
+HUB_PREFIX = "hf-hub:"  # before a repository of the Hugging Face Hub, as in timm
+
+
+def is_remote(path: str | Path) -> bool:
+    """Return whether a path is an address, such as `https://host/file`."""
+    return "://" in str(path)
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return the path with a leading `~` or `~user` replaced by the home folder, if the user exists."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises RuntimeError for an unknown user)
+
+
+def is_list(root: str | Path) -> bool:
+    """Return whether the data is a list of photos by the ending of the path, and not a folder."""
+    return str(root).lower().endswith((".csv", ".jsonl")) and not os.path.isdir(root)  # noqa: PTH112 (raises nothing)
+
+
+def check_data_folder(root: str) -> None:
+    """Raise DataError if the folder of the data, or the list, does not exist. An address is checked later."""
+    exists = os.path.isfile if is_list(root) else os.path.isdir  # (raises nothing)
+    if not is_remote(root) and not exists(root):
+        kind = "file" if is_list(root) else "folder"
+        raise DataError(
+            f"there is no {kind} {root}; give the folder of the images, or a list (.csv, .jsonl), with --data"
+        )
+
+
+def checkpoint_argument(given: str) -> Path:
+    """Return the path of the checkpoint that `--resume` names. Raises UsageError unless the path is a file.
+
+    For a run folder the message names the newest checkpoint of the folder.
+    """
+    if is_remote(given):
+        raise UsageError(f"--resume {given} is an address. Download the checkpoint, and give the path of the file")
+    path = expand_home(given)
+    is_file = os.path.isfile  # (raises nothing)
+    if is_file(path):
+        return path
+    for newest in (path / "checkpoints" / "last.safetensors", path / "last.safetensors"):
+        if is_file(newest):
+            raise UsageError(f"--resume {path} is a folder. Give a checkpoint of the folder: --resume {newest}")
+    raise UsageError(
+        f"--resume {printable(given, longest=300)}: no such file. Give auto, never, or the path of a checkpoint"
+    )
+
+
+# Data are read in pieces. No descriptor stays open, so processes share none.
+LARGEST_IMAGE = 512 << 20
+"""Most bytes of an encoded image that are read: the size of the largest image that Pillow opens, uncompressed."""
+
+
+def read_image(path: str) -> bytes:
+    """Return the bytes of an image file. Raises OSError, and DataError for a file that is too large."""
+    # Without pathlib and buffering, which would take as long as the read itself.
+    with io.FileIO(open_regular(path)) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST_IMAGE:
+            raise DataError(f"{path} has {size} bytes, more than {LARGEST_IMAGE}; remove the file")
+        return file.readall()
+
+
+def read_piece(descriptor: int, offset: int, size: int) -> bytes:
+    """Return `size` bytes of a file from `offset` on, fewer at the end of the file. Raises OSError."""
+    data = os.pread(descriptor, size, offset)
+    # One call gives fewer bytes on some network file systems, and never more than 2 GiB.
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def read_at(path: str | Path, offset: int, size: int, expected: tuple[int, int] | None = None) -> bytes:
+    """Open a file, and return `size` bytes from `offset` on, fewer at the end of the file.
+
+    Raises OSError, also when the file has not the `expected` size in bytes and modification time in nanoseconds.
+    """
+    descriptor = open_regular(path)
+    try:
+        status = os.fstat(descriptor)
+        if expected is not None and (status.st_size, status.st_mtime_ns) != expected:
+            raise OSError(0, "it has changed since its index was read", str(path))
+        return read_piece(descriptor, offset, size)
+    finally:
+        os.close(descriptor)
+
+
+class UnreadableError(CheckpointError):
+    """A file that the system does not let this process read. The content may be good."""
+
+
+@contextmanager
+def open_weights_file(path: Path) -> Iterator[BufferedReader]:
+    """Open a file for reading in a block.
+
+    Raise UnreadableError if the system refuses, also a read in the block, and CheckpointError if the path is no regular
+    file or has a NUL character.
+    """
+    try:
+        descriptor = open_regular(path)
+    except (NotRegularError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{shown_path(path)} cannot be opened: {reason}; give another path") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            yield file
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UnreadableError:
+    return UnreadableError(f"{shown_path(path)} cannot be read: {error.strerror}; give another path")

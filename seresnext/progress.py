@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from seresnext.printable import for_terminal
+from seresnext.errors import for_terminal
 
 _QUIET_SECONDS = 2.0  # Work that takes less time is not reported.
 _LINE_SECONDS = 30.0  # the time between two lines, if there is no terminal

@@ -214,7 +214,7 @@ class Command:
 def command(*words: object) -> int:
     """Run a command of `seresnext` in this process, and return the exit code."""
     from seresnext.cli import main
-    from seresnext.process.stop_request import StopRequest
+    from seresnext.process.signals import StopRequest
 
     return main([*map(str, words)], StopRequest())
 
@@ -321,7 +321,7 @@ def imagenet_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image folder of the demo. Tests must not change the folder."""
-    from seresnext.prepare.digits import write_digits
+    from seresnext.prepare.folders import write_digits
 
     root = tmp_path_factory.mktemp("digits") / "digits"
     write_digits(root)

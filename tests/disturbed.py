@@ -21,7 +21,7 @@ def main(part, rank, seconds, *arguments):
     from seresnext import cli
     from seresnext.data.batches import TrainImages
     from seresnext.models import SENet, registry
-    from seresnext.process.stop_request import StopRequest
+    from seresnext.process.signals import StopRequest
     from seresnext.training.step import TrainingStep
 
     def delay(batch):

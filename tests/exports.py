@@ -8,7 +8,7 @@ import timm
 import torch
 
 from seresnext import cli
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 
 _MANIFEST = "manifest.json"
 CLASSES = ["ant", "bee", "<script>", "dog | cat", "eel"]

@@ -251,7 +251,7 @@ def main() -> None:
     folder, faults = Path(value["folder"]), [Fault(**fault) for fault in value["faults"]]
 
     from seresnext.process.ranks import run_ranks
-    from seresnext.process.stop_request import StopRequest
+    from seresnext.process.signals import StopRequest
 
     def train(stop: StopRequest) -> int:
         injection = _Injection(folder, faults, lambda: stop.has_come)

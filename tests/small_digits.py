@@ -44,7 +44,7 @@ def install(replace: Callable[[Any, str, Any], object] = setattr) -> None:
 
 def main(command: str, arguments: list[str]) -> int:
     from seresnext import cli
-    from seresnext.process.stop_request import StopRequest
+    from seresnext.process.signals import StopRequest
 
     install()
     with StopRequest() as stop:

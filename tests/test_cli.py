@@ -16,7 +16,7 @@ from seresnext import cli
 from seresnext.distributed import World
 from seresnext.errors import UsageError
 from seresnext.process import ranks as process_ranks
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "x"}
@@ -56,7 +56,7 @@ def fails(capsys):
 LIGHT = """
 import json, sys
 from seresnext.cli import COMMANDS, main
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 
 for command, code in json.loads(sys.argv[1]):
     assert main(command, StopRequest()) == code, command
@@ -219,7 +219,7 @@ def test_before_the_ranks_have_met_the_first_of_each_machine_prints(fails, ranks
 
 def test_the_box_has_the_traceback_of_a_defect(ranks, monkeypatch, tmp_path):
     ranks(0, TORCHELASTIC_ERROR_FILE=str(tmp_path / "file"))
-    monkeypatch.setattr("seresnext.recipe.load.load_recipe", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("seresnext.recipe.load_recipe", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", *NOWHERE], StopRequest())
     assert "ZeroDivisionError: division by zero" in box(tmp_path / "file", 1)

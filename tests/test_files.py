@@ -1,20 +1,30 @@
 """Regular files and other paths, atomic writes, and reads of hostile files."""
 
+import argparse
+import itertools
 import json
 import os
+import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from seresnext.arguments import path_argument, text_argument
 from seresnext.errors import DataError, Failure, UsageError
 from seresnext.files import (
     NotRegularError,
     check_output_file,
+    checkpoint_argument,
+    expand_home,
+    is_remote,
     new_file,
     new_folder,
     open_regular,
+    read_at,
     read_lines,
+    read_piece,
     read_small_json,
     write_atomically,
     write_json,
@@ -151,3 +161,104 @@ def test_an_output_is_checked_before_the_work(tmp_path):
         with pytest.raises(UsageError, match="cannot be written; choose another file with --json"):
             check_output_file(path, "--json")
     assert {path.name for path in tmp_path.iterdir()} == {"file", "sealed"}
+
+
+@pytest.mark.parametrize("given", ["http://h/a", "https://h//a?x=//", "s3://b/a", "hf://a", "simplecache::s3://b/a"])
+def test_an_address_is_not_a_path(given):
+    assert is_remote(given)
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(given)):
+        path_argument(given)
+    assert "Download" in refusal(given)
+
+
+def test_the_home_folder_and_texts_that_are_no_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/house")
+    assert path_argument("~/runs/a b") == expand_home(Path("~/runs/a b")) == Path("/house/runs/a b")
+    for path in ("a/~", "./~", "~nobody-of-this-name/a", "a:/b", "https:", "C:\\a"):
+        assert not is_remote(path)
+        assert path_argument(path) == Path(path)
+    assert text_argument("~/images") == "/house/images"
+    for empty, argument in itertools.product(("", " "), (path_argument, text_argument)):
+        with pytest.raises(argparse.ArgumentTypeError, match="the value is empty"):
+            argument(empty)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"x\.\.\.: File name too long; give another path"):
+        path_argument("x" * 300)
+
+
+def refusal(given) -> str:
+    with pytest.raises(UsageError) as caught:
+        checkpoint_argument(str(given))
+    assert len(str(caught.value)) < 500
+    return str(caught.value)
+
+
+def test_a_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    path.touch()
+    assert checkpoint_argument(str(path)) == path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert checkpoint_argument("~/x.safetensors") == path
+
+
+def test_no_checkpoint(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for given in (tmp_path / "other", tmp_path / "link", "x" * 5000, "a\0b", tmp_path, "/dev/null", ""):
+        assert "Give auto, never, or the path" in refusal(given)
+
+
+def test_the_newest_checkpoint_of_a_folder_is_named(tmp_path):
+    """The printed argument works unchanged, for a run folder and for the checkpoint folder."""
+    newest = tmp_path / "checkpoints" / "last.safetensors"
+    newest.parent.mkdir()
+    assert "last.safetensors" not in refusal(tmp_path)
+    newest.touch()
+    for given in (tmp_path, newest.parent):
+        assert checkpoint_argument(refusal(given).rpartition("--resume ")[2]) == newest
+
+
+CONTENT = bytes(range(256))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_bytes(CONTENT)
+    return tmp_path / "file"
+
+
+def descriptors() -> list[Path]:
+    return sorted(Path("/proc/self/fd").iterdir())
+
+
+def test_a_piece_is_whole_also_when_the_system_gives_it_in_parts(path, monkeypatch):
+    real, calls = os.pread, []
+
+    def at_most_seven(descriptor, size, offset):
+        calls.append(size)
+        return real(descriptor, min(size, 7), offset)
+
+    monkeypatch.setattr(os, "pread", at_most_seven)
+    with path.open("rb") as file:
+        assert read_piece(file.fileno(), 50, 20) == CONTENT[50:70]
+        assert calls == [20, 13, 6]
+        assert read_piece(file.fileno(), 250, 20) == CONTENT[250:]
+        assert read_piece(file.fileno(), 500, 20) == b""
+        assert file.tell() == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda path: path.write_bytes(CONTENT + b"x"), lambda path: os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))],
+    ids=["size", "time"],
+)
+def test_a_changed_file_is_not_read(path, change: Callable[[Path], object]):
+    before, status = descriptors(), path.stat()
+    expected = status.st_size, status.st_mtime_ns
+    assert read_at(path, 50, 20, expected) == CONTENT[50:70]
+    change(path)
+    with pytest.raises(OSError, match="has changed"):
+        read_at(path, 50, 20, expected)
+    assert read_at(path, 50, 20) == CONTENT[50:70]
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_at(path, 50, 20, expected)
+    assert descriptors() == before

@@ -11,7 +11,7 @@ import pytest
 
 import seresnext
 from seresnext import cli
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = (

@@ -29,7 +29,7 @@ from seresnext.data.loading.prefetch import DeviceBatch, prefetch
 from seresnext.distributed import World, choose_device, open_world
 from seresnext.metrics.console import Console
 from seresnext.models.registry import canonical_name
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 from seresnext.recipe.load import recipe_from_values
 from seresnext.recipe.schema import Recipe
 from seresnext.run.assemble import Run

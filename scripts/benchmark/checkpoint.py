@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from seresnext.arguments import path_argument
 from seresnext.distributed import World, choose_device
 from seresnext.metrics.console import Console
-from seresnext.paths import path_argument
 from seresnext.recipe.load import load_recipe
 from seresnext.run.assemble import Run
 from seresnext.training.plan import Progress

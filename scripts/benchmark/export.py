@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from seresnext.arguments import path_argument
 from seresnext.export.create import write_export
 from seresnext.export.documents import read_document
 from seresnext.export.golden import Network, draw_golden
 from seresnext.export.kinds import KINDS
 from seresnext.models import build_pretrained, create_model, find_weights, open_weights, timm_state_dict
 from seresnext.models.timm_config import CONFIG, TimmConfig
-from seresnext.paths import path_argument
 
 _PEER = "pytorch"
 

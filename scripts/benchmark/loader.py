@@ -26,6 +26,7 @@ import torch
 from benchmark.turns import Worker, compare, take_turns
 from PIL import Image
 
+from seresnext.arguments import path_argument
 from seresnext.data.augment.crop import Crop, random_resized_crop, resize_into
 from seresnext.data.batches import TrainImages, collate
 from seresnext.data.decode.jpeg import plain_size
@@ -37,7 +38,6 @@ from seresnext.data.loading.loader import open_batches, train_keys
 from seresnext.data.order import BatchKey, Order
 from seresnext.data.readers import Reader
 from seresnext.errors import DataError, UsageError
-from seresnext.paths import path_argument
 from seresnext.randomness import rng_at
 from seresnext.recipe.schema import AugmentSection, DataSection
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from seresnext.distributed import World, choose_device
 from seresnext.metrics.console import Console
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 from seresnext.recipe.load import LoadedRecipe, load_recipe
 from seresnext.run.assemble import Run
 from seresnext.run.folder import RunFolder

@@ -25,12 +25,12 @@ import torch
 from benchmark.turns import compare, take_turns
 from torch import nn
 
+from seresnext.arguments import path_argument
 from seresnext.data.augment.crop import ResizeCenterCrop
 from seresnext.data.decode.pillow import Decoding
 from seresnext.distributed import World
 from seresnext.errors import DataError, Failure, UsageError
 from seresnext.models import canonical_name, create_model
-from seresnext.paths import path_argument
 from seresnext.run.validate import validate
 
 ROOT = Path(__file__).parents[2]

@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 import torch
 
-from seresnext.printable import for_terminal
-from seresnext.process.fork import FORK
+from seresnext.errors import for_terminal
+from seresnext.process.signals import FORK
 
 Files = Mapping[str, bytes | str]
 """An input: files by relative path. A text makes another kind of entry: `folder`, `pipe`, or `link:TARGET`."""

@@ -20,8 +20,7 @@ from seresnext.data.readers.imagenet import OFFICIAL_COUNTS
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.data.survey import is_turned
 from seresnext.distributed import World
-from seresnext.errors import DataError
-from seresnext.printable import printable
+from seresnext.errors import DataError, printable
 from seresnext.randomness import permutation_at
 from seresnext.recipe.schema import Recipe
 

@@ -20,8 +20,8 @@ from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.recipe.check import least_micro_size
 from seresnext.recipe.schema import Recipe
+from seresnext.run.dry_run import Spread, number
 from seresnext.run.environment import describe_environment, settings_of_bits
-from seresnext.run.estimate import Spread, number
 
 _MEMORY_SECONDS, _STEP_SECONDS = 20.0, 18.0
 _BATCH = 16  # images without a GPU: slow workers deliver soon. For a GPU, real batches must fit the shared memory.

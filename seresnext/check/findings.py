@@ -4,8 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from seresnext.errors import DataError, Failure, UsageError
-from seresnext.printable import for_terminal
+from seresnext.errors import DataError, Failure, UsageError, for_terminal
 
 SECTIONS = {"data": DataError, "recipe": UsageError, "devices": UsageError, "disk": Failure, "run": Failure}
 """The sections of a check, in order, with the error at the end if the first failure is there."""

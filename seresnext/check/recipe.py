@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from seresnext.check.findings import Finding, judge
-from seresnext.recipe.check import check_lengths
-from seresnext.recipe.schema import Recipe
+from seresnext.recipe import Recipe, check_lengths
 from seresnext.training.ema import Ema
 from seresnext.training.plan import Plan
 from seresnext.training.schedule import build_schedule

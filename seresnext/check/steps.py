@@ -19,7 +19,7 @@ from seresnext.errors import out_of_memory
 from seresnext.metrics.console import Console
 from seresnext.recipe.schema import Recipe
 from seresnext.run.assemble import Run
-from seresnext.run.estimate import Spread, peak_memory
+from seresnext.run.dry_run import Spread, peak_memory
 
 _RATE = 1e-6  # A small learning rate: many steps on noise must not end in NaN.
 _USABLE = 0.9  # The share of the free memory that a step may use: fragments and the loader need some, too.

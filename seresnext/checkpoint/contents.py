@@ -16,11 +16,9 @@ import torch
 from pydantic import BaseModel, Field, InstanceOf, ValidationError
 from torch import Tensor
 
-from seresnext.errors import CheckpointError, RecipeError
-from seresnext.printable import listed, printable
-from seresnext.recipe.load import recipe_from_values
-from seresnext.recipe.schema import Recipe
-from seresnext.weights.marks import FORMAT, check_format
+from seresnext.errors import CheckpointError, RecipeError, listed, printable
+from seresnext.recipe import Recipe, recipe_from_values
+from seresnext.weights.safetensors_file import FORMAT, check_format
 
 _MOST_LISTED = 50  # lines in one message: a screen
 _DEEPEST = 32  # levels of nesting in a value; a recipe has 4

@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seresnext.weights.marks import DIGEST_OFFSET, DIGEST_ZEROS, HEADER_START
-from seresnext.weights.safetensors_file import DTYPE_NAMES
+from seresnext.weights.safetensors_file import DIGEST_OFFSET, DIGEST_ZEROS, DTYPE_NAMES, HEADER_START
 
 _CHUNK = 8 << 20  # bytes; large enough to make system calls cheap, small enough to stay in the cache during hashing
 

@@ -25,8 +25,7 @@ from seresnext.remote import pause, reason_of, retry
 
 T = TypeVar("T")
 
-NAME = "mirror.json"
-"""The file of the run folder with the id of the run."""
+NAME = "mirror.json"  # the file of the run folder with the id of the run
 
 REPORT_ATTEMPT = 3  # A failed upload is reported at this attempt, or at once if another attempt would not help.
 UPLOAD_SECONDS, UPLOAD_SPEED = 120, 1 << 20  # An attempt may take so many seconds, and one for so many bytes.

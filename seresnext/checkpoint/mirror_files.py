@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from seresnext.errors import CheckpointError, UsageError
-from seresnext.paths import is_remote
-from seresnext.printable import printable
+from seresnext.errors import CheckpointError, UsageError, printable
+from seresnext.files import is_remote
 from seresnext.process.packages import require_extra
 from seresnext.process.signals import die_with_parent
 from seresnext.remote import BUGS, PACKAGES, file_system, is_final, reason_of, refuse_secrets

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from seresnext.checkpoint import file_format
 from seresnext.errors import CheckpointError, Failure
-from seresnext.weights.marks import verify_digest
-from seresnext.weights.opening import UnreadableError
-from seresnext.weights.safetensors_file import read_header, read_safetensors
+from seresnext.files import UnreadableError
+from seresnext.weights.safetensors_file import read_header, read_safetensors, verify_digest
 
 Pointer = Literal["last", "best"]
 POINTERS: tuple[Pointer, ...] = ("last", "best")

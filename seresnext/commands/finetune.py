@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seresnext.arguments import Parser, add_device, add_set
-from seresnext.commands.report import check_report, has_tracker, report_run
+from seresnext.arguments import Parser, add_device, add_set, path_argument, text_argument
 from seresnext.commands.train import add_resume, check_start
-from seresnext.errors import CheckpointError, Failure
-from seresnext.paths import path_argument, text_argument
-from seresnext.printable import shown_path
+from seresnext.commands.validate import check_report, has_tracker, report_run
+from seresnext.errors import CheckpointError, Failure, shown_path
 from seresnext.process.packages import LIGHT_PACKAGES, require_packages
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from seresnext.distributed import World
-    from seresnext.recipe.schema import Recipe
+    from seresnext.recipe import Recipe
 
 _MOST_IMAGES_A_STEP, _LEAST_IMAGES_A_STEP, _MOST_IMAGES_A_PASS = 64, 8, 32
 _STEPS_AN_EPOCH = 8
@@ -73,8 +70,7 @@ def _recipe(options: Namespace, found: Sequence[str] = (), fallback: Sequence[st
 
     `fallback` wins over all.
     """
-    from seresnext.recipe.load import load_recipe
-    from seresnext.recipe.reader import write_scalar
+    from seresnext.recipe import load_recipe, write_scalar
 
     earlier, settings = _earlier_recipe(options), [*found, f"data.root={write_scalar(options.photos)}"]
     if options.weights == "none" and not earlier:
@@ -116,7 +112,7 @@ def _finetune(options: Namespace, stop: StopRequest, world: World) -> None:
 def _suited_recipe(options: Namespace, world: World) -> Recipe:
     """Return the recipe of a new run, with settings that suit the number of images and the weights that are there."""
     from seresnext.models.locate import PUBLISHED, first_weights
-    from seresnext.recipe.load import load_recipe
+    from seresnext.recipe import load_recipe
     from seresnext.run.opening import find_start_problems
 
     problem, model = None, _recipe(options).model

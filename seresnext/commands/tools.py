@@ -1,13 +1,23 @@
-"""The commands of one process that read tables, weights, runs and recipes."""
+"""The commands of one process for images, tables, weights, runs and recipes."""
 
 import json
 from argparse import Namespace
 from pathlib import Path
 
-from seresnext.arguments import Parser, table_argument
-from seresnext.files import write_json, write_output
-from seresnext.paths import path_argument
-from seresnext.printable import printable
+from seresnext.arguments import (
+    Parser,
+    add_device,
+    count_argument,
+    folds_argument,
+    path_argument,
+    side_argument,
+    table_argument,
+    text_argument,
+    workers_argument,
+)
+from seresnext.errors import UsageError, printable, shown_path
+from seresnext.files import check_data_folder, check_output_file, write_json, write_output
+from seresnext.process.packages import require_extra
 
 _SHOWN = 10
 
@@ -109,17 +119,141 @@ def models(options: Namespace) -> None:
 
 def recipe_arguments(parser: Parser) -> None:
     """Declare the arguments of `recipe`."""
-    add = parser.add_argument
-    add("--reference", action="store_true", help="print every key as a Markdown table instead")
-    add("--output", type=path_argument, default=Path("recipes/schema.json"), help="default: %(default)s")
+    schema = Path("recipes/schema.json")
+    parser.add_argument("--output", type=path_argument, default=schema, help="default: %(default)s")
 
 
 def recipe(options: Namespace) -> None:
-    """Write the JSON schema of recipes, which editors use, or print the reference of all keys."""
-    from seresnext.recipe.show import json_schema, recipe_reference
+    """Write the JSON schema of recipes, which editors use."""
+    from seresnext.recipe.show import json_schema
 
-    if options.reference:
-        print(recipe_reference(), end="")
-        return
     write_output(options.output, json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n")
     print(f"wrote {options.output}")
+
+
+def predict_arguments(parser: Parser) -> None:
+    """Declare the arguments of `predict`."""
+    parser.epilog = "docs/predict.md has examples and the formats."
+    add = parser.add_argument
+    images = "an image, a folder (images at any depth), a quoted pattern, or - for a list of paths on standard input"
+    files = "a checkpoint, a run folder, a published .pth, the name of a model, or hf-hub:ORG/NAME"
+    add("images", type=_not_address, nargs="+", metavar="PATH", help=images)
+    add("--checkpoint", type=_not_address, required=True, metavar="FILE", help=files)
+    add("--top", type=count_argument, default=5, metavar="N", help="the number of classes (default: 5)")
+    add("--format", choices=("table", "jsonl", "csv", "parquet"), help="default: the ending of --output, else table")
+    add("--output", type=path_argument, metavar="FILE", help="a file in place of standard output")
+    add("--features", type=path_argument, metavar="FILE", help="also write features: float32 N C; .npy or .parquet")
+    add("--stage", choices=("layer1", "layer2", "layer3", "layer4"), help="default: the input of the classifier")
+    add("--batch-size", type=count_argument, metavar="N", help="images of one forward pass")
+    add("--workers", type=workers_argument, metavar="N", help="loader workers (default: up to 4)")
+    add("--max-pixels", type=count_argument, metavar="N", help="a larger image is bad (default: as in training)")
+    add_device(parser)
+
+
+def predict(options: Namespace) -> None:
+    """Classify images with a trained or published model."""
+    from seresnext.run.predict import predict
+
+    predict(options)
+
+
+def _not_address(text: str) -> str:
+    path_argument(text)
+    return text_argument(text)
+
+
+def export_arguments(parser: Parser) -> None:
+    """Declare the arguments of `export`."""
+    parser.epilog = "docs/export.md has examples, the kinds, and how other tools load them."
+    add = parser.add_argument
+    add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run, checkpoint, .pth or name")
+    add("--to", required=True, choices=("weights", "hub", "timm", "onnx", "exported", "folded"), help="timm: as hub")
+    add("--output", required=True, type=path_argument, metavar="DIR", help="a new folder")
+    add("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
+    add("--golden", type=path_argument, metavar="DIR", help="at most 8 images (default: drawn images)")
+    add("--evaluation", type=path_argument, metavar="FILE", help="accuracy and temperature: validate's --json FILE")
+    add("--push", type=text_argument, metavar="ORG/NAME", help="upload the folder to the Hugging Face Hub")
+
+
+def export(options: Namespace) -> None:
+    """Write a model for timm, the Hugging Face Hub, ONNX or torch.export, and check the copy."""
+    from seresnext.export.create import export
+
+    export(options)
+
+
+def card_arguments(parser: Parser) -> None:
+    """Declare the arguments of `card`."""
+    add = parser.add_argument
+    add("--checkpoint", required=True, type=path_argument, metavar="FILE", help="a run, checkpoint, .pth or name")
+    add("--weights", choices=("ema", "model"), help="which weights (default: those that chose `best`)")
+    add("--evaluation", type=path_argument, metavar="FILE", help="accuracy and temperature: validate's --json FILE")
+    add("--output", type=path_argument, metavar="FILE", help="write the card to this file (default: print)")
+
+
+def card(options: Namespace) -> None:
+    """Write the model card of a checkpoint, with the metadata of the Hugging Face Hub."""
+    from seresnext.export.create import describe
+
+    describe(options)
+
+
+def verify_arguments(parser: Parser) -> None:
+    """Declare the arguments of `verify`."""
+    parser.add_argument("folder", type=path_argument, metavar="DIR", help="the folder of an export")
+
+
+def verify(options: Namespace) -> None:
+    """Check the files of an export, and the logits of its golden images."""
+    from seresnext.export.verify import verify
+
+    manifest, result = verify(options.folder)
+    print(f"{shown_path(options.folder)}: {manifest.kind}, {manifest.model}\nverified: {result}")
+
+
+def doctor_arguments(parser: Parser) -> None:
+    """Declare the arguments of `doctor`."""
+    parser.epilog = "DIR gets index.html, findings.json and exclude.csv. docs/doctor.md has examples and the findings."
+    add = parser.add_argument
+    files = "weights that judge the images, or that the trainings start from: as for `seresnext predict`"
+    folds = "train K networks, which judge the images left out for each (2 to 20; default: 4, none with --checkpoint)"
+    add("data", type=text_argument, metavar="DATA", help="a folder of images, or a list of images (.csv, .jsonl)")
+    add("--checkpoint", type=text_argument, metavar="FILE", help=files)
+    add("--folds", type=folds_argument, metavar="K", help=folds)
+    add("--image-size", type=side_argument, metavar="N", help="side in the trainings (default: that of FILE, or 64)")
+    add("--quick", action="store_true", help="without networks: files, copies, classes, sizes and light only")
+    add("--output", type=path_argument, default=Path("doctor"), metavar="DIR", help="folder of the results (doctor)")
+    add_device(parser)
+
+
+def doctor(options: Namespace) -> None:
+    """Find wrong labels, copies and bad files in a set of images."""
+    if options.quick and (options.checkpoint or options.folds):
+        raise UsageError("--quick uses no network; leave out --quick, or --checkpoint and --folds")
+    check_data_folder(options.data)
+    require_extra("report", "cleanlab", "imagehash", "jinja2", "scipy", "sklearn")
+    page, json, table = (options.output / name for name in ("index.html", "findings.json", "exclude.csv"))
+    for path in (page, json, table):
+        check_output_file(path, "--output")
+    from seresnext.distributed import choose_device
+    from seresnext.doctor.examine import examine, render
+    from seresnext.doctor.findings import exclusion_list
+    from seresnext.doctor.network import FOLDS, Networks
+    from seresnext.models import open_weights
+    from seresnext.run.folder import lies_in
+
+    if lies_in(page, Path(options.data)):
+        raise UsageError(f"--output {options.output} lies among the images; choose a folder elsewhere")
+    folds = options.folds or (0 if options.quick or options.checkpoint else FOLDS)
+    weights = open_weights(options.checkpoint) if options.checkpoint else None
+    networks = Networks(choose_device(options.device), weights, folds, options.image_size)
+    result, listed, images = examine(options.data, networks)
+    for finding in result["findings"]:
+        print(f"  {finding['title']:<28} {len(finding['rows']):>8,}")
+    write_json(json, result)
+    write_output(table, exclusion_list(listed))
+    # The last, because the page reads images again, and fails if one is gone.
+    write_output(page, render(result, images, networks.decoding))
+    for text in result["method"]:
+        print(text)
+    print(f"{len(listed):,} images are in {table}; look at {page}, then train with --set data.exclude={table}")

@@ -1,32 +1,41 @@
-"""`seresnext train`: train a model by a recipe."""
+"""`seresnext train` and `seresnext check`: train a model by a recipe, and check a run before it starts."""
 
 from __future__ import annotations
 
 import textwrap
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seresnext.arguments import Parser, add_device, add_recipe, count_argument, load_run_recipe, run_folder
+from seresnext.arguments import (
+    Parser,
+    add_device,
+    add_recipe,
+    count_argument,
+    load_run_recipe,
+    path_argument,
+    price_argument,
+    run_folder,
+    text_argument,
+)
+from seresnext.checkpoint.mirror_files import MirrorFiles
 from seresnext.errors import UsageError
-from seresnext.paths import check_data_folder, checkpoint_argument, text_argument
+from seresnext.files import check_data_folder, check_output_file, checkpoint_argument
 from seresnext.process.packages import LIGHT_PACKAGES, require_extra, require_packages
 from seresnext.process.ranks import is_first_rank
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     from seresnext.distributed import World
-    from seresnext.recipe import LoadedRecipe
-    from seresnext.recipe.schema import Recipe
+    from seresnext.recipe import LoadedRecipe, Recipe
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the arguments. The help lists the recipes."""
     require_packages(LIGHT_PACKAGES)
-    from seresnext.recipe.files import recipe_names
+    from seresnext.recipe import recipe_names
 
     add_recipe(parser)
     parser.epilog = f"""examples:
@@ -62,8 +71,7 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None] | 
 
     Reads the recipe and returns the training of a rank. For `--print-recipe` and `--diff`, prints and returns None.
     """
-    from seresnext.recipe.load import load_recipe, to_values
-    from seresnext.recipe.show import diff, print_recipe
+    from seresnext.recipe import diff, load_recipe, print_recipe, to_values
 
     loaded = load_run_recipe(options)
     if options.diff or options.print_recipe:
@@ -116,3 +124,40 @@ def recorded_run(options: Namespace) -> Path | None:
     """
     is_known = "resume" in options and not (options.print_recipe or options.diff or options.dry_run)
     return run_folder(options) if is_known else None
+
+
+def check_arguments(parser: Parser) -> None:
+    """Declare the arguments of `check`."""
+    parser.epilog = """Without --data, synthetic photographs with ImageNet's sizes stand for the images.
+docs/check.md has examples and all findings."""
+    add_recipe(parser)
+    add = parser.add_argument
+    add("--full", action="store_true", help="decode all images, and compare all files of both splits")
+    add("--strict", action="store_true", help="warnings fail, too")
+    add("--price", type=price_argument, metavar="X", help="price of an hour of all machines, for the price of the run")
+    add("--json", type=path_argument, metavar="FILE", help="also write the findings to this file")
+    add_device(parser)
+
+
+def check(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
+    """Check a run before it starts: data, recipe, devices, disk, time and price.
+
+    Reads the recipe and returns the check of a rank.
+    """
+    loaded = load_run_recipe(options)
+    if mirror := loaded.recipe.checkpoint.mirror:
+        MirrorFiles(mirror)
+    require_extra("track", *(name for name in loaded.recipe.logging.sinks if name != "tensorboard"))
+    if options.data is not None:
+        check_data_folder(options.data)
+    if options.json is not None:
+        check_output_file(options.json, "--json")
+    return partial(_check, options, loaded)
+
+
+def _check(options: Namespace, loaded: LoadedRecipe, world: World) -> None:
+    from seresnext.check.checking import check
+
+    named = {name: getattr(options, name) for name in ("full", "strict", "price", "json")}
+    has_data = loaded.origins["data.root"] == "--set"
+    check(loaded.recipe, world, run_folder(options), has_data, **named)

@@ -1,32 +1,33 @@
-"""`seresnext validate`: measure a checkpoint on a validation split."""
+"""`seresnext validate` and `seresnext report`: measure a checkpoint on a split, and a web page of a run."""
 
 from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seresnext.arguments import (
     Parser,
     add_device,
     count_argument,
+    path_argument,
     share_argument,
     side_argument,
     table_argument,
+    text_argument,
     workers_argument,
 )
-from seresnext.commands import report
 from seresnext.errors import CheckpointError, UsageError
-from seresnext.files import check_output_file, write_json
-from seresnext.paths import HUB_PREFIX, check_data_folder, path_argument, text_argument
+from seresnext.files import HUB_PREFIX, check_data_folder, check_output_file, write_json
 from seresnext.process.packages import require_extra
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from seresnext.distributed import World
+    from seresnext.run.validate import Validation
 
 
 def add_arguments(parser: Parser) -> None:
@@ -75,7 +76,7 @@ def prepare(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
     if options.table and options.table.suffix == ".parquet":
         require_extra("report", "pyarrow")
     if options.report is not None:
-        report.check_report(options.report, "--report")
+        check_report(options.report, "--report")
     return partial(_validate, options)
 
 
@@ -92,4 +93,60 @@ def _validate(options: Namespace, world: World) -> None:
         if options.json and world.is_first and len(reports) == len(options.checkpoint):
             write_json(options.json, reports if len(reports) > 1 else reports[0])
         if options.report:  # The last, because the page reads images again, and fails if one is gone.
-            report.write(validation, options.report, world)
+            write_page(validation, options.report, world)
+
+
+def report_arguments(parser: Parser) -> None:
+    """Declare the arguments of `report`."""
+    parser.epilog = "`seresnext validate --report DIR` writes the page for other weights, images and settings."
+    add = parser.add_argument
+    add("run", type=path_argument, metavar="RUN", help="the folder of a run")
+    add("--output", type=path_argument, metavar="DIR", help="the folder of the page (default: RUN/report)")
+    add("--attach", action="store_true", help="also send the page to the trackers of the run (logging.sinks)")
+    add("--data", type=text_argument, metavar="DIR", help="the folder with the splits (default: as in training)")
+    add_device(parser)
+
+
+def report(options: Namespace, stop: StopRequest) -> Callable[[World], None]:
+    """Write a web page about a run: classes, mistakes, calibration, curves.
+
+    Checks that run, data and packages exist, and returns the work of a rank.
+    """
+    if not options.run.is_dir():
+        raise UsageError(f"{options.run} is not the folder of a run; give a folder that `seresnext train` wrote")
+    if options.data is not None:
+        check_data_folder(options.data)
+    if options.attach and not has_tracker(options.run):
+        raise UsageError(f"no tracker knows the run {options.run}; train with logging.sinks, or omit --attach")
+    options.output = options.output or options.run / "report"
+    check_report(options.output, "--output")
+    return partial(report_run, options.run, options.output, data=options.data, attach=options.attach)
+
+
+def has_tracker(run: Path) -> bool:
+    """Return whether a tracker knows a run."""
+    return any(run.glob("trackers/*.json"))
+
+
+def check_report(folder: Path, option: str) -> None:
+    """Raise UsageError if no report can be written: packages are missing, or the folder cannot be."""
+    require_extra("report", "captum", "jinja2")
+    check_output_file(folder / "index.html", option)
+
+
+def report_run(run: Path, folder: Path, world: World, data: str | None = None, attach: bool = False) -> None:
+    """Validate the best checkpoint of a run, and write the report. `attach`: also send the page to the trackers."""
+    from seresnext.metrics import tracker
+    from seresnext.run.validate import validate
+
+    write_page(validate(run, world, Namespace(data=data)), folder, world)
+    if attach and world.is_first:
+        tracker.attach(run, folder)
+
+
+def write_page(validation: Validation, folder: Path, world: World) -> None:
+    """Write the report on rank 0, and print the path."""
+    from seresnext.report.page import write_report
+
+    if world.is_first:
+        print(f"report: {write_report(validation, folder, world.device)}")

@@ -11,7 +11,7 @@ from seresnext.data.readers.photo_choice import PhotoChoice
 from seresnext.data.readers.photos import ALL, PhotoReader
 from seresnext.data.shards.reader import ShardReader, is_shards
 from seresnext.errors import DataError
-from seresnext.paths import is_list
+from seresnext.files import is_list
 
 
 def _open_folder(root: str, split: str, cache: Path | None, choice: PhotoChoice | None) -> Reader:

@@ -20,8 +20,7 @@ from seresnext.data.readers import Reader
 from seresnext.data.substitute import BadImageCounter
 from seresnext.data.synthetic import SyntheticImages
 from seresnext.distributed import World
-from seresnext.errors import DataError
-from seresnext.printable import listed
+from seresnext.errors import DataError, listed
 from seresnext.recipe.schema import Recipe
 from seresnext.runtime import PRECISIONS
 

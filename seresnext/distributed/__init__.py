@@ -2,18 +2,10 @@
 
 from seresnext.distributed.batchnorm import BatchNormStatistics
 from seresnext.distributed.ddp import wrap_ddp
-from seresnext.distributed.devices import choose_device
-from seresnext.distributed.launch import launcher_id, open_world
+from seresnext.distributed.launch import choose_device, launcher_id, open_world
 from seresnext.distributed.timer import RankTimer, RankTimes
 from seresnext.distributed.world import World
 
 __all__ = [
-    "BatchNormStatistics",
-    "RankTimer",
-    "RankTimes",
-    "World",
-    "choose_device",
-    "launcher_id",
-    "open_world",
-    "wrap_ddp",
-]
+    "BatchNormStatistics", "RankTimer", "RankTimes", "World", "choose_device", "launcher_id", "open_world", "wrap_ddp",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""An examination: look at all images, compare the images, ask networks, and collect the findings."""
+"""An examination: look at all images, compare the images, ask networks, collect the findings, and write the page."""
 
 import time
 from collections import Counter
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from seresnext.data.decode.pillow import Decoding, decode
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.readers import Reader
 from seresnext.data.readers.photo_choice import photo_choice
-from seresnext.doctor.duplicates import components, equal_pairs, near_pairs
 from seresnext.doctor.findings import (
     classes_like_one,
     exclusions,
@@ -20,10 +20,11 @@ from seresnext.doctor.findings import (
     find_in_files,
     find_unreadable,
 )
-from seresnext.doctor.images import Collection, is_empty, look_at
+from seresnext.doctor.images import Collection, components, equal_pairs, is_empty, look_at, near_pairs
 from seresnext.doctor.network import FOLDS, Networks, ask, check_known, cross_validate
-from seresnext.printable import as_utf8, for_terminal
-from seresnext.recipe.load import load_recipe
+from seresnext.errors import as_utf8, for_terminal
+from seresnext.recipe import load_recipe
+from seresnext.report.html import SIDE, address, render_page
 
 
 def examine(root: str, networks: Networks) -> tuple[dict[str, Any], list[dict[str, Any]], Collection]:
@@ -121,3 +122,34 @@ def _judge(
         found = ask(reader, weights, networks)
     right = 100 * float((found[0].argmax(1) == reader.labels).mean())
     return found, [*method, f"The prediction is the label for {right:.1f} % of the images."], knows
+
+
+PICTURES, ROWS, CLASSES = 24, 500, 1000
+"""The most thumbnails and rows of a finding, and the most classes, on the page. The JSON file has all."""
+
+
+def render(result: dict[str, Any], images: Collection, decoding: Decoding) -> str:
+    """Return the page of an examination as ASCII. Raise UsageError without the extra, DataError for a lost image."""
+    totals = {row["class"]: sum(row[split] for split in images.split_names) for row in result["classes"]}
+    largest = max(totals, key=lambda name: totals[name])
+    pictures = {
+        each["key"]: [_picture(images, decoding, row) for row in each["rows"][:PICTURES] if row["indices"]]
+        for each in result["findings"]
+    }
+    return render_page(
+        "seresnext.doctor",
+        result=result,
+        pictures=pictures,
+        classes=result["classes"][:CLASSES],
+        largest=(largest, 100 * totals[largest] / sum(totals.values())),
+        most=ROWS,
+    )
+
+
+def _picture(images: Collection, decoding: Decoding, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with a thumbnail, next to the image that is alike."""
+    shown = [decode(images.read(index), images.name(index), decoding) for index in row["indices"]]
+    is_small = max(max(image.size) for image in shown) < SIDE
+    for image in shown:
+        image.thumbnail((SIDE, SIDE))
+    return {**row, "thumbnails": [address(image) for image in shown], "is_small": is_small}

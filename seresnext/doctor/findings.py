@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seresnext.doctor.images import EMPTY, Collection, is_empty
+from seresnext.errors import as_utf8
 from seresnext.evaluation.statistics import confusion_matrix
-from seresnext.printable import as_utf8
 from seresnext.process.packages import extra
 
 COLUMNS = ("path", "reason", "split", "label", "suggestion", "other", "detail")

@@ -14,16 +14,13 @@ from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.readers import Reader
 from seresnext.distributed import World
 from seresnext.doctor.images import Collection
-from seresnext.errors import DataError, UsageError
-from seresnext.models import LoadedWeights, Preprocessing, SENet
-from seresnext.models.folding import fold_batchnorm
-from seresnext.models.pretrained import build_pretrained
-from seresnext.printable import listed, printable
+from seresnext.errors import DataError, UsageError, listed, printable
+from seresnext.models import LoadedWeights, Preprocessing, SENet, build_pretrained
+from seresnext.models.pretrained import fold_batchnorm
 from seresnext.process.packages import extra
 from seresnext.progress import progress
 from seresnext.randomness import permutation_at
-from seresnext.recipe.load import load_recipe
-from seresnext.recipe.schema import Recipe
+from seresnext.recipe import Recipe, load_recipe
 from seresnext.run.assemble import build_step, new_model
 from seresnext.run.environment import resolve_auto
 from seresnext.training.plan import build_plan

@@ -1,7 +1,6 @@
 """Evaluation of a model on a split, and recalibration of BatchNorm statistics."""
 
-from seresnext.evaluation.evaluate import Evaluation, evaluate
-from seresnext.evaluation.metrics import METRICS
+from seresnext.evaluation.evaluate import METRICS, Evaluation, evaluate
 from seresnext.evaluation.recalibrate import recalibrate
 
 __all__ = ["METRICS", "Evaluation", "evaluate", "recalibrate"]

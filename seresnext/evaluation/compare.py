@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from seresnext.errors import DataError
+from seresnext.errors import DataError, printable
 from seresnext.evaluation.statistics import Ints
 from seresnext.evaluation.table import Table
-from seresnext.printable import printable
 from seresnext.process.packages import extra
 
 _RESAMPLES = 10_000

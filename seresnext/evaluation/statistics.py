@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
-BINS = 15
-"""Bins of the calibration error, as in Guo et al. 2017 (arXiv:1706.04599)."""
+BINS = 15  # of the calibration error, as in Guo et al. 2017 (arXiv:1706.04599)
 _ROWS_AT_ONCE = 4096  # rows of logits in float64 at one time: 33 MB with 1,000 classes
 _MOST_STEPS = 50
 

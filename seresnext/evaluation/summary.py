@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from seresnext.errors import DataError
+from seresnext.errors import DataError, printable
 from seresnext.evaluation.evaluate import Evaluation
 from seresnext.evaluation.statistics import calibrate, confusion_matrix, describe_classes, wilson_interval
-from seresnext.printable import printable
 
 _LISTED = 3
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")

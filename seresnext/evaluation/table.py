@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from seresnext.errors import DataError
+from seresnext.errors import DataError, as_utf8
 from seresnext.evaluation.statistics import Floats, Ints
 from seresnext.files import new_file, write_output
-from seresnext.printable import as_utf8
 from seresnext.process.packages import extra
 
 _TOP = 5  # predictions of an image

@@ -12,17 +12,16 @@ import torch
 import yaml
 
 from seresnext.classifier import class_names
+from seresnext.errors import printable
 from seresnext.models import LoadedWeights, Preprocessing, SENet, create_model
 from seresnext.models.index import describe_model
-from seresnext.printable import printable
 from seresnext.recipe.schema import Recipe
 
 _CLASSES_SHOWN = 20
 _TAGS = ["image-classification", "timm", "seresnext"]
 _IMAGENET = (1_281_167, 1000)  # training images and classes
 
-Evaluation = Mapping[str, float]
-"""`top1`, `top5` (percent), `loss`, `num_images` and perhaps `temperature`."""
+Evaluation = Mapping[str, float]  # `top1`, `top5` (percent), `loss`, `num_images` and perhaps `temperature`
 
 
 def write_card(

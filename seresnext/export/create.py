@@ -11,16 +11,15 @@ from typing import Any
 from pydantic import AliasPath, BaseModel, Field, FiniteFloat, ValidationError
 
 from seresnext.classifier import class_names
-from seresnext.errors import CheckpointError, DataError, Failure, UsageError
+from seresnext.errors import CheckpointError, DataError, Failure, UsageError, printable, shown_path
 from seresnext.export.card import write_card
 from seresnext.export.documents import EXPECTED, Manifest, digest_of, write_config, write_document, write_manifest
 from seresnext.export.golden import compute_logits, draw_golden, expect, load_golden, read_golden, write_golden
 from seresnext.export.kinds import KINDS
 from seresnext.export.verify import verify
 from seresnext.files import new_folder, write_output
-from seresnext.models import LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
-from seresnext.models.timm_config import CONFIG, first_problem
-from seresnext.printable import printable, shown_path
+from seresnext.models import CONFIG, LoadedWeights, SENet, build_pretrained, canonical_name, find_weights, open_weights
+from seresnext.models.timm_config import first_problem
 from seresnext.process.packages import extra, require_extra
 
 _PACKAGES = ("seresnext", "torch", "numpy", "PIL", "safetensors", "onnx", "onnxruntime")

@@ -13,11 +13,10 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
-from seresnext.errors import CheckpointError
-from seresnext.models import MODELS, Preprocessing
-from seresnext.models.timm_config import CONFIG, first_problem
-from seresnext.printable import printable, shown_path
-from seresnext.weights import open_file
+from seresnext.errors import CheckpointError, printable, shown_path
+from seresnext.files import open_weights_file
+from seresnext.models import CONFIG, MODELS, Preprocessing
+from seresnext.models.timm_config import first_problem
 
 EXPECTED, MANIFEST = "golden/expected.json", "manifest.json"
 DIGEST = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -106,7 +105,7 @@ def write_config(
 
 def read_document(kind: type[AnyDocument], path: Path) -> AnyDocument:
     """Return the checked content of a file. Raise CheckpointError with the first problem."""
-    with open_file(path) as file:
+    with open_weights_file(path) as file:
         data = file.read(_MOST_BYTES)  # Longer JSON would be cut, and so refused.
     if kind is Manifest:
         blank = re.sub(rb'("digest": ")[0-9a-f]{64}(")', rb"\g<1>" + _NO_DIGEST.encode() + rb"\2", data)
@@ -153,5 +152,5 @@ def _files(folder: Path) -> list[str]:
 
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file. Raise CheckpointError."""
-    with open_file(path) as file:
+    with open_weights_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

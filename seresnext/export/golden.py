@@ -14,10 +14,9 @@ from torch import Tensor
 from seresnext.classifier import MAX_PIXELS
 from seresnext.data.decode.kinds import ENDINGS, kind_of
 from seresnext.data.decode.pillow import Decoding, decode
-from seresnext.errors import CheckpointError, DataError, UsageError
+from seresnext.errors import CheckpointError, DataError, UsageError, shown_path
 from seresnext.export.documents import MOST_GOLDEN, Expected, ExpectedImage
 from seresnext.models import Preprocessing
-from seresnext.printable import shown_path
 
 TOLERANCE = 1e-4  # of the largest logit
 # Width, height, mode and format. Odd sizes show errors of rounding in resize and crop.
@@ -32,8 +31,7 @@ _DRAWN = (
     (225, 224, "RGBA", "PNG"),
 )
 
-Network = Callable[[Tensor], Tensor]
-"""A model of any kind: images N 3 H W to logits N num_classes, float32 on the CPU."""
+Network = Callable[[Tensor], Tensor]  # a model of any kind: images N 3 H W to logits N num_classes, float32 on the CPU
 
 
 def draw_golden() -> list[bytes]:

@@ -14,12 +14,10 @@ from torch import Tensor
 from torch.fx.experimental import _config as shapes
 
 from seresnext.classifier import class_names
-from seresnext.errors import CheckpointError
+from seresnext.errors import CheckpointError, printable, shown_path
 from seresnext.export.golden import Network
-from seresnext.models import LoadedWeights, SENet, build_pretrained, timm_state_dict
-from seresnext.models.folding import build_folded, fold_batchnorm
-from seresnext.models.timm_config import TimmConfig
-from seresnext.printable import printable, shown_path
+from seresnext.models import LoadedWeights, SENet, TimmConfig, build_pretrained, timm_state_dict
+from seresnext.models.pretrained import build_folded, fold_batchnorm
 from seresnext.process.packages import extra
 from seresnext.weights import read_weights
 

@@ -6,13 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seresnext.errors import CheckpointError, DataError
+from seresnext.errors import CheckpointError, DataError, printable, shown_path
 from seresnext.export.documents import EXPECTED, MANIFEST, Expected, Manifest, check_files, read_document
 from seresnext.export.golden import compute_logits, load_golden, pixels_digest
 from seresnext.export.kinds import KINDS
-from seresnext.models import Preprocessing
-from seresnext.models.timm_config import CONFIG, TimmConfig
-from seresnext.printable import printable, shown_path
+from seresnext.models import CONFIG, Preprocessing, TimmConfig
 
 
 def verify(folder: Path) -> tuple[Manifest, str]:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
-from seresnext.printable import for_terminal, listed, printable
+from seresnext.errors import for_terminal, listed, printable
 from seresnext.progress import ProgressBar
 
 # The fields of a line, in order. A line omits the other fields of an event.

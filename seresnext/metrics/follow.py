@@ -18,11 +18,11 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
+from seresnext.errors import printable
 from seresnext.files import open_regular, read_small_json, write_atomically
 from seresnext.metrics.services import SERVICES, Mlflow, WeightsAndBiases
 from seresnext.metrics.sink import FIRST_BATCH, charts, flatten
 from seresnext.metrics.status import read_status
-from seresnext.printable import printable
 from seresnext.process.signals import die_with_parent, ignore_signals
 from seresnext.recipe import load_recipe, to_values
 

@@ -9,8 +9,7 @@ from seresnext.recipe.reader import write_value
 
 Event = Mapping[str, Any]
 
-FIRST_BATCH = "first_batch.png"
-"""The picture of the first training images in a run folder."""
+FIRST_BATCH = "first_batch.png"  # the picture of the first training images in a run folder
 
 _CHARTED = ("train", "validate", "epoch")
 _SPEED = ("images_per_second", "seconds_per_step", "data_wait", "gpu_memory_gb", "gpu_utilisation")

@@ -8,19 +8,16 @@ from urllib.parse import urlsplit
 
 import torch
 
-from seresnext.errors import CheckpointError, UsageError
+from seresnext.errors import CheckpointError, UsageError, printable, shown_path
+from seresnext.files import HUB_PREFIX, expand_home, is_remote, open_weights_file
 from seresnext.models.registry import MODELS, SHORT_NAMES, canonical_name
 from seresnext.models.timm_config import CONFIG, HUB_WEIGHTS
-from seresnext.paths import HUB_PREFIX, expand_home, is_remote
-from seresnext.printable import printable, shown_path
 from seresnext.process.packages import extra
 from seresnext.recipe.schema import ModelSection
 from seresnext.weights.download import download as download_file
 from seresnext.weights.download import sha256_in_name
-from seresnext.weights.opening import open_file
 
-PUBLISHED = "published"
-"""The value of `model.weights` that means the published file of the model."""
+PUBLISHED = "published"  # the value of `model.weights` that means the published file of the model
 
 _REPOSITORY = re.compile(r"([\w.-]{1,96}/[\w.-]{1,96})(?:@([\w./-]{1,200}))?", re.ASCII)
 
@@ -62,7 +59,7 @@ def find_published(name: str) -> Path:
     where = f"download {' or '.join(urls)} to {shown_path(folder)}"
     for path in (folder / url.rpartition("/")[2] for url in urls):
         if path.exists():
-            with open_file(path) as file:
+            with open_weights_file(path) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if not digest.startswith(sha256_in_name(path)):
                 raise CheckpointError(

@@ -4,6 +4,8 @@ Loading is strict. A file is loaded completely or refused, with all problems in 
 exceptions.
 """
 
+import copy
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,17 +13,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from seresnext.checkpoint.contents import STATE_PREFIXES, CheckpointMetadata, select
-from seresnext.errors import CheckpointError, UsageError
+from seresnext.errors import CheckpointError, UsageError, listed, printable, shown_path
 from seresnext.models.locate import find_weights
 from seresnext.models.preprocessing import Preprocessing, published_preprocessing
 from seresnext.models.registry import MODELS, canonical_name, create_model
 from seresnext.models.senet import SENet
-from seresnext.models.timm_config import CONFIG, TimmConfig, preprocessing_of_arguments, read_config
-from seresnext.models.timm_names import from_timm_names, has_timm_names
-from seresnext.printable import listed, printable, shown_path
+from seresnext.models.timm_config import (
+    CONFIG,
+    TimmConfig,
+    from_timm_names,
+    preprocessing_of_arguments,
+    read_config,
+)
 from seresnext.recipe.schema import Recipe
 from seresnext.weights import read_weights
 from seresnext.weights.names import model_tensors
@@ -244,8 +251,8 @@ def _our_names(tensors: Mapping[str, Tensor], source: str, recorded_name: str | 
             f"{source} is a network of NVIDIA's DeepLearningExamples: the blocks there squeeze to 16 channels, and the "
             "blocks here to one channel in 16; train the model again, or use published weights"
         )
-    if has_timm_names(found):
-        return from_timm_names(found, source), "padded"
+    if (renamed := from_timm_names(found, source)) is not None:
+        return renamed, "padded"
     return found, MODELS[canonical_name(recorded_name)].stem_pool if recorded_name else "ceil"
 
 
@@ -277,3 +284,29 @@ def _advice(model: SENet, tensors: Mapping[str, Tensor], reset_head: bool, recor
             f"all but the classifier, for fine-tuning, or model.num_classes={num_classes}"
         )
     return advice
+
+
+def fold_batchnorm(model: SENet) -> SENet:
+    """Return a copy of the model in evaluation mode: each convolution has the scale and shift of its BatchNorm.
+
+    The modules keep their names, and an identity replaces each BatchNorm. The model must not be trained afterwards.
+    """
+    folded = copy.deepcopy(model).eval()
+    for parent in list(folded.modules()):
+        for (name, module), (following, norm) in itertools.pairwise(parent.named_children()):
+            if isinstance(module, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(module, norm))
+                setattr(parent, following, nn.Identity())
+    return folded
+
+
+def build_folded(name: str, num_classes: int, tensors: Mapping[str, Tensor], source: str) -> SENet:
+    """Return the folded model of a state dict, in evaluation mode. Raise CheckpointError unless the tensors fit."""
+    with torch.device("meta"):
+        model = fold_batchnorm(create_model(name, num_classes))
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        reason = printable(error, longest=500)
+        raise CheckpointError(f"{source} is no folded {name}: {reason}; export the model again") from None
+    return model.requires_grad_(False)

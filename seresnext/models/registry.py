@@ -4,9 +4,8 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from seresnext.errors import UsageError
+from seresnext.errors import UsageError, printable
 from seresnext.models.senet import SENet, StemPool
-from seresnext.printable import printable
 from seresnext.recipe.schema import ModelSection
 
 
@@ -37,53 +36,33 @@ class Architecture:
 _TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights"
 _GLUON = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1"
 _CADENE = "http://data.lip6.fr/cadene/pretrainedmodels"
+# fmt: off
 MODELS = {
     "legacy_seresnext26_32x4d": Architecture(
-        blocks=(2, 2, 2, 2),
-        stem_pool="ceil",
-        top1=77.11,
-        top5=93.31,
+        blocks=(2, 2, 2, 2), stem_pool="ceil", top1=77.11, top5=93.31, weights_bytes=67_346_327,
         weights_urls=(f"{_TIMM}/seresnext26_32x4d-65ebdb501.pth",),
-        weights_bytes=67_346_327,
     ),
     "legacy_seresnext50_32x4d": Architecture(
-        blocks=(3, 4, 6, 3),
-        stem_pool="ceil",
-        top1=79.08,
-        top5=94.43,
+        blocks=(3, 4, 6, 3), stem_pool="ceil", top1=79.08, top5=94.43, weights_bytes=110_559_176,
         weights_urls=(f"{_TIMM}/legacy_se_resnext50_32x4d-f3651bad.pth", f"{_CADENE}/se_resnext50_32x4d-a260b3a4.pth"),
-        weights_bytes=110_559_176,
         interpolation="bilinear",
     ),
     "legacy_seresnext101_32x4d": Architecture(
-        blocks=(3, 4, 23, 3),
-        stem_pool="ceil",
-        top1=80.23,
-        top5=95.02,
-        weights_urls=(
-            f"{_TIMM}/legacy_se_resnext101_32x4d-37725eac.pth",
-            f"{_CADENE}/se_resnext101_32x4d-3b2fe3d8.pth",
+        blocks=(3, 4, 23, 3), stem_pool="ceil", top1=80.23, top5=95.02, weights_bytes=196_466_866,
+        interpolation="bilinear", weights_urls=(
+            f"{_TIMM}/legacy_se_resnext101_32x4d-37725eac.pth", f"{_CADENE}/se_resnext101_32x4d-3b2fe3d8.pth",
         ),
-        weights_bytes=196_466_866,
-        interpolation="bilinear",
     ),
     "seresnext50_32x4d": Architecture(
-        blocks=(3, 4, 6, 3),
-        stem_pool="padded",
-        top1=82.196,
-        top5=96.148,
+        blocks=(3, 4, 6, 3), stem_pool="padded", top1=82.196, top5=96.148, image_size=288, crop_pct=0.95,
         weights_urls=(f"{_TIMM}/seresnext50_32x4d_racm-a304a460.pth",),
-        image_size=288,
-        crop_pct=0.95,
     ),
     "seresnext101_32x4d": Architecture(
-        blocks=(3, 4, 23, 3),
-        stem_pool="padded",
-        top1=80.892,
-        top5=95.296,
+        blocks=(3, 4, 23, 3), stem_pool="padded", top1=80.892, top5=95.296,
         weights_urls=(f"{_GLUON}/gluon_seresnext101_32x4d-cf52900d.pth",),
     ),
 }
+# fmt: on
 
 SHORT_NAMES = {
     name.removeprefix("legacy_").removesuffix("_32x4d"): name for name in MODELS if name.startswith("legacy_")

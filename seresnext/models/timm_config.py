@@ -1,25 +1,28 @@
-"""Models as timm describes them: `config.json` beside the weights, and the arguments of train.py in a checkpoint.
+"""Models as timm describes them: `config.json` beside the weights, arguments in a checkpoint, names of parameters.
 
 A description may come from a stranger. timm's reader of the file is `load_model_config_from_path` in
-https://github.com/huggingface/pytorch-image-models/blob/main/timm/models/_hub.py.
+https://github.com/huggingface/pytorch-image-models/blob/main/timm/models/_hub.py. The names of parameters are in
+timm/models/resnet.py. timm's `legacy_` networks, whose stem rounds its size up, have this project's names in timm, too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
+from torch import Tensor
 
-from seresnext.errors import CheckpointError
+from seresnext.errors import CheckpointError, listed, printable, shown_path
+from seresnext.files import open_weights_file
 from seresnext.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, published_preprocessing
 from seresnext.models.registry import MODELS
-from seresnext.printable import listed, printable, shown_path
+from seresnext.models.senet import SENet
 from seresnext.recipe.schema import Color
-from seresnext.weights.opening import open_file
 
 CONFIG = "config.json"
 HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -97,7 +100,7 @@ def read_config(weights: Path) -> TimmConfig | None:
     path = weights.with_name(CONFIG)
     if weights.name not in HUB_WEIGHTS or not path.is_file():
         return None
-    with open_file(path) as file:
+    with open_weights_file(path) as file:
         data = file.read(_MOST_BYTES)  # Longer JSON would be cut, and so refused.
     try:
         return TimmConfig.model_validate_json(data)
@@ -133,3 +136,38 @@ def first_problem(error: ValidationError) -> str:
     """Return the first problem of values that pydantic refuses, with its place, on one line."""
     first = error.errors()[0]
     return printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "), longest=500)
+
+
+T = TypeVar("T")
+
+
+def from_timm_names(tensors: Mapping[str, T], source: str) -> dict[str, T] | None:
+    """Return tensors of a network of timm without `legacy_` under this project's names; None for other tensors.
+
+    Raise CheckpointError if two tensors get one name.
+    """
+    if not any(".se." in name for name in tensors):
+        return None
+    renamed = {_our_name(name): name for name in tensors}
+    if len(renamed) < len(tensors):
+        raise CheckpointError(f"{source} has tensors under the names of two models; use a file of one model")
+    return {name: tensors[timms] for name, timms in renamed.items()}
+
+
+def timm_state_dict(model: SENet) -> dict[str, Tensor]:
+    """Return the state dict of a model under timm's names, for `load_state_dict` of timm's model of the same name.
+
+    Use these names for a bare file of weights. A bare file with this project's names counts as a `legacy_` model.
+    """
+    if model.stem_pool == "ceil":
+        return dict(model.state_dict())
+    return {
+        name.removeprefix("layer0.").replace(".se_module.", ".se.").replace("last_linear.", "fc."): tensor
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def _our_name(name: str) -> str:
+    if name.startswith(("conv1.", "bn1.")):
+        return f"layer0.{name}"
+    return re.sub(r"^fc\.", "last_linear.", name).replace(".se.", ".se_module.")

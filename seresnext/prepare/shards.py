@@ -29,21 +29,10 @@ from seresnext.data.decode.kinds import ENDINGS, kind_of, not_an_image
 from seresnext.data.decode.pillow import ORIENTATION, Decoding, decode_as_stored, is_gray
 from seresnext.data.formats import detect_format, open_reader
 from seresnext.data.readers import Reader
-from seresnext.data.shards.format import (
-    INDEX,
-    MANIFEST,
-    MOST_CLASSES,
-    MOST_SHARDS,
-    Manifest,
-    Shard,
-    index_bytes,
-    list_shard,
-)
-from seresnext.errors import DataError, Failure, UsageError
+from seresnext.data.shards.format import INDEX, MANIFEST, MOST_PARTS, Manifest, Shard, index_bytes, list_shard
+from seresnext.errors import DataError, Failure, UsageError, as_utf8, listed, printable
 from seresnext.files import new_file, read_lines, write_atomically, writing_to
-from seresnext.printable import as_utf8, listed, printable
-from seresnext.process.fork import FORK
-from seresnext.process.signals import init_worker
+from seresnext.process.signals import FORK, init_worker
 from seresnext.progress import progress, warn
 from seresnext.randomness import permutation_at
 from seresnext.run.folder import lies_in
@@ -264,11 +253,11 @@ def plan(split: str, arguments: Namespace) -> Job:
         options["background"] = arguments.background and list(arguments.background)
     decoding = Decoding(arguments.max_pixels, exif_rotation=True, background=arguments.background)
     num_shards = -(-len(order) // arguments.images_per_shard)
-    if num_shards > MOST_SHARDS:
-        raise UsageError(f"{num_shards} shards are more than {MOST_SHARDS}; give a larger --images-per-shard")
-    if len(reader.classes) > MOST_CLASSES:
+    if num_shards > MOST_PARTS:
+        raise UsageError(f"{num_shards} shards are more than {MOST_PARTS}; give a larger --images-per-shard")
+    if len(reader.classes) > MOST_PARTS:
         raise DataError(
-            f"{root} has {len(reader.classes)} classes, and shards have at most {MOST_CLASSES}; merge classes"
+            f"{root} has {len(reader.classes)} classes, and shards have at most {MOST_PARTS}; merge classes"
         )
     names = tuple(f"{split}-{number:05}.tar" for number in range(num_shards))
     work = arguments.output / f".{split}.unfinished"

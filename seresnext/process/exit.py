@@ -13,12 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from seresnext.errors import Failure
+from seresnext.errors import Failure, for_terminal
 from seresnext.files import write_atomically
-from seresnext.printable import for_terminal
 
-INTERRUPTED = 130
-"""The exit code of a program that Ctrl-C ended, as in shells."""
+INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended, as in shells
 
 _UNWRITTEN = 120  # Python's exit code for output that could not be written.
 _STREAMS = ("standard input", "standard output", "standard error")

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 from seresnext.errors import UsageError
 
-LIGHT_PACKAGES = ("pydantic", "yaml")
-"""The packages that reading a recipe needs."""
+LIGHT_PACKAGES = ("pydantic", "yaml")  # the packages that reading a recipe needs
 
 PACKAGES = (*LIGHT_PACKAGES, "numpy", "PIL", "safetensors", "tensorboard", "torch", "torchvision", "tqdm")
 """The packages that all other commands need, without the extras."""

@@ -10,11 +10,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import NoReturn
 
-from seresnext.errors import Failure
-from seresnext.printable import for_terminal
+from seresnext.errors import Failure, for_terminal
 from seresnext.process.exit import INTERRUPTED, ProcessEnd, replace_closed_streams, write_error_file
-from seresnext.process.signals import die_with_launcher, ignore_signals
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest, die_with_launcher, ignore_signals
 
 # Seconds for the first rank of a machine to print a failure that all ranks see. Then torchrun ends the other ranks.
 _FIRST_RANKS_TIME = 60.0

@@ -1,8 +1,13 @@
 """Recipes: everything that defines a run, as typed data. `load_recipe` reads a file and returns a `Recipe`."""
 
-from seresnext.recipe.check import check_world as check_world
-from seresnext.recipe.load import LoadedRecipe as LoadedRecipe
-from seresnext.recipe.load import load_recipe as load_recipe
-from seresnext.recipe.load import recipe_from_values as recipe_from_values
-from seresnext.recipe.load import to_values as to_values
-from seresnext.recipe.schema import Recipe as Recipe
+from seresnext.recipe.check import check_lengths, check_world, fitting_batch, in_words
+from seresnext.recipe.load import LoadedRecipe, load_recipe, recipe_from_values, recipe_names, to_values
+from seresnext.recipe.reader import write_scalar
+from seresnext.recipe.schema import AUTO_CLASSES, Recipe
+from seresnext.recipe.show import diff, print_recipe, recipe_hash, to_yaml
+
+__all__ = [
+    "AUTO_CLASSES", "LoadedRecipe", "Recipe", "check_lengths", "check_world", "diff", "fitting_batch", "in_words",
+    "load_recipe", "print_recipe", "recipe_from_values", "recipe_hash", "recipe_names", "to_values", "to_yaml",
+    "write_scalar",
+]  # fmt: skip

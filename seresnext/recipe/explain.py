@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic_core import ErrorDetails
 
-from seresnext.printable import shorten
+from seresnext.errors import shorten
 from seresnext.recipe.reader import Node
 from seresnext.recipe.schema import Recipe, Section
 

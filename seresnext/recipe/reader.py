@@ -20,8 +20,7 @@ from typing import Any
 
 import yaml
 
-from seresnext.errors import RecipeError
-from seresnext.printable import shorten
+from seresnext.errors import RecipeError, shorten
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 10

@@ -16,20 +16,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainSer
 from pydantic.functional_validators import WrapValidator
 
 from seresnext.durations import Duration
-from seresnext.paths import expand_home
-from seresnext.printable import shorten
+from seresnext.errors import shorten
+from seresnext.files import expand_home
 from seresnext.recipe.reader import has_control
 
 ModelName = Literal[
-    "seresnext26",
-    "seresnext50",
-    "seresnext101",
-    "legacy_seresnext26_32x4d",
-    "legacy_seresnext50_32x4d",
-    "legacy_seresnext101_32x4d",
-    "seresnext50_32x4d",
-    "seresnext101_32x4d",
-]
+    "seresnext26", "seresnext50", "seresnext101", "legacy_seresnext26_32x4d", "legacy_seresnext50_32x4d",
+    "legacy_seresnext101_32x4d", "seresnext50_32x4d", "seresnext101_32x4d",
+]  # fmt: skip
 DataFormat = Literal["folder", "imagenet", "shards", "synthetic"]
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["step", "cosine", "linear"]
@@ -37,8 +31,7 @@ LossName = Literal["cross_entropy", "bce"]
 Interpolation = Literal["bilinear", "bicubic"]
 SinkName = Literal["tensorboard", "wandb", "mlflow"]
 
-AUTO_CLASSES = 0
-"""The value of `model.num_classes: auto` until the data is opened."""
+AUTO_CLASSES = 0  # the value of `model.num_classes: auto` until the data is opened
 
 MAX_DURATION = 10**9  # epochs or steps
 MAX_GLOBAL_SIZE = 10**7

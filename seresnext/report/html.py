@@ -13,12 +13,11 @@ from typing import Any
 from PIL import Image
 
 from seresnext import __version__
-from seresnext.printable import printable
+from seresnext.errors import printable
 from seresnext.process.packages import extra
 
 _HERE = "seresnext.report"
-SIDE = 96
-"""The longest side of a thumbnail, in pixels."""
+SIDE = 96  # the longest side of a thumbnail, in pixels
 
 
 def render_page(package: str, **values: Any) -> str:

@@ -1,4 +1,4 @@
-"""The report of a validation: one HTML page that needs no network."""
+"""The report of a validation: one HTML page that needs no network, with Grad-CAM maps."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,28 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.data.synthetic import SyntheticReader
-from seresnext.errors import DataError
+from seresnext.errors import DataError, for_terminal, shown_path
 from seresnext.evaluation.statistics import BINS, confidences
 from seresnext.files import read_small_json, write_output
 from seresnext.metrics.sink import flatten
-from seresnext.models import Preprocessing
-from seresnext.models.pretrained import build_pretrained
-from seresnext.printable import for_terminal, shown_path
-from seresnext.recipe.load import to_values
-from seresnext.recipe.schema import Recipe
-from seresnext.recipe.show import to_yaml
+from seresnext.models import Preprocessing, SENet, build_pretrained
+from seresnext.process.packages import extra
+from seresnext.recipe import Recipe, to_values, to_yaml
 from seresnext.report.figures import Series, build_chart
-from seresnext.report.gradcam import choose_stage, grad_cam, overlay
 from seresnext.report.html import SIDE, address, render_page
 from seresnext.report.plot import KINDS, MEASURES, Curve, read_curves
 from seresnext.run.validate import Validation
 
-PICTURES = 24
-"""Thumbnails of the most confident mistakes, and of the least certain images."""
+PICTURES = 24  # thumbnails of the most confident mistakes, and of the least certain images
 PAIRS = 200
 NO_PICTURES = {"mistakes": (), "uncertain": (), "stage": None}
 _MATRIX = 20  # classes of the largest matrix that is drawn
@@ -224,3 +220,40 @@ def _pictures(validation: Validation, device: torch.device) -> dict[str, Any]:
         }
     shown = {"mistakes": mistakes, "uncertain": uncertain}
     return {name: [pictures[index] for index in indices] for name, indices in shown.items()} | {"stage": stage}
+
+
+_STAGES = (("layer4", 32), ("layer3", 16), ("layer2", 8))  # stage and pixels of the image for each position
+_FEWEST_POSITIONS = 4  # on a side; a smaller map says little about places
+_BATCH = 8
+_COLOUR = (255, 120, 0)
+
+
+def choose_stage(image_size: int) -> str:
+    """Return the last stage with at least 4 x 4 positions: `layer4` from 128 pixels, at least `layer2`."""
+    return next((name for name, stride in _STAGES if image_size >= _FEWEST_POSITIONS * stride), _STAGES[-1][0])
+
+
+def grad_cam(model: SENet, images: Tensor, classes: Sequence[int], stage: str) -> np.ndarray:
+    """Return the maps of a stage for the given classes, scaled to 0..1: float32 N h w for images N C H W.
+
+    High values are places that raise the score of the class (Selvaraju et al. 2017, arXiv:1610.02391).
+    The parameters of the model get no gradients, so nothing before the stage is stored for the backward pass.
+    """
+    with extra("report"):
+        from captum.attr import LayerGradCam
+    model.eval().requires_grad_(False)
+    method = LayerGradCam(model, model.get_submodule(stage))
+    parts = []
+    for start in range(0, len(images), _BATCH):
+        some = slice(start, start + _BATCH)
+        found = method.attribute(images[some], target=list(classes[some]), relu_attributions=True)
+        assert isinstance(found, Tensor)
+        parts.append(found.detach()[:, 0].float().cpu())
+    maps = torch.cat(parts)
+    return (maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)).numpy()
+
+
+def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """Return a gray copy of an image with orange at the high places of a map (h w, 0..1)."""
+    share = Image.fromarray((0.75 * 255 * heat).astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
+    return Image.composite(Image.new("RGB", image.size, _COLOUR), image.convert("L").convert("RGB"), share)

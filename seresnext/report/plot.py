@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seresnext.errors import DataError, RecipeError, UsageError
+from seresnext.errors import DataError, RecipeError, UsageError, printable
 from seresnext.files import new_file, open_regular
-from seresnext.printable import printable
 from seresnext.process.packages import extra
 from seresnext.progress import warn
 from seresnext.recipe.load import load_recipe

@@ -9,11 +9,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from seresnext.errors import DataError, RecipeError
+from seresnext.errors import DataError, RecipeError, printable
 from seresnext.metrics.console import describe
 from seresnext.metrics.sink import flatten
 from seresnext.metrics.status import read_status
-from seresnext.printable import printable
 from seresnext.recipe.load import load_recipe, to_values
 
 _MOST_KEYS = 8  # columns of keys in the table

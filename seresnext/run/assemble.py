@@ -14,8 +14,8 @@ from seresnext.checkpoint import contents
 from seresnext.checkpoint.contents import CheckpointMetadata, StateTensors
 from seresnext.checkpoint.mirror import Mirror
 from seresnext.data import pipeline
+from seresnext.data.augment.crop import build_image_size_schedule
 from seresnext.data.augment.mixup import build_mixup_cutmix
-from seresnext.data.augment.progressive import build_image_size_schedule
 from seresnext.data.loading.loader import evaluation_keys, train_keys
 from seresnext.data.loading.prefetch import DeviceBatch
 from seresnext.data.substitute import BadImageCounter
@@ -23,15 +23,10 @@ from seresnext.distributed import World
 from seresnext.errors import CheckpointError
 from seresnext.metrics.console import Console
 from seresnext.metrics.logger import RunLogger
-from seresnext.models import first_weights, open_weights
-from seresnext.models.registry import build_model
-from seresnext.models.senet import SENet
-from seresnext.process.stop_request import StopRequest
+from seresnext.models import SENet, build_model, first_weights, open_weights
+from seresnext.process.signals import StopRequest
 from seresnext.randomness import torch_seed_at
-from seresnext.recipe.check import check_lengths
-from seresnext.recipe.load import to_values
-from seresnext.recipe.schema import Recipe
-from seresnext.recipe.show import recipe_hash
+from seresnext.recipe import Recipe, check_lengths, recipe_hash, to_values
 from seresnext.run.environment import describe_environment, resolve_auto
 from seresnext.run.folder import RunFolder
 from seresnext.run.opening import open_splits

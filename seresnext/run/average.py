@@ -17,8 +17,7 @@ from seresnext.checkpoint import store
 from seresnext.checkpoint.contents import CheckpointMetadata, check_values
 from seresnext.errors import CheckpointError, UsageError
 from seresnext.models import find_weights, open_weights
-from seresnext.recipe.load import to_values
-from seresnext.recipe.show import diff, recipe_hash
+from seresnext.recipe import diff, recipe_hash, to_values
 from seresnext.run.resume import AVERAGED, is_allowed
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from seresnext.data.readers import shown_classes
 from seresnext.data.readers.imagenet_classes import imagenet_classes
-from seresnext.errors import DataError, UsageError
+from seresnext.errors import DataError, UsageError, printable
 from seresnext.files import read_lines
-from seresnext.printable import printable
 
 
 @dataclass(frozen=True)

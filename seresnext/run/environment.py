@@ -16,7 +16,7 @@ import torch
 
 from seresnext.data.decode.regions import DECODER
 from seresnext.distributed import World
-from seresnext.printable import printable
+from seresnext.errors import printable
 from seresnext.recipe.schema import Recipe
 from seresnext.runtime import resolve_compile, resolve_precision
 

@@ -14,33 +14,20 @@ from seresnext.checkpoint import store
 from seresnext.checkpoint.mirror import NAME as MIRROR
 from seresnext.checkpoint.mirror import Mirror
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, Failure, UsageError
-from seresnext.files import read_small_json, write_atomically
+from seresnext.errors import CheckpointError, DataError, Failure, UsageError, printable
+from seresnext.files import is_remote, read_small_json, write_atomically
 from seresnext.metrics.console import Console
 from seresnext.metrics.jsonlines import check_metrics
 from seresnext.metrics.status import read_status, update_status, write_status
-from seresnext.paths import is_remote
-from seresnext.printable import printable
 from seresnext.recipe.schema import DataSection
 
 # The files of a run and of this project's tools, which `accept` moves. All others are the user's.
 RUN_FILES = (
-    "recipe.yaml",
-    "environment.json",
-    "split.csv",
-    "metrics.jsonl",
-    MIRROR,
-    "tensorboard",
-    "trackers",
-    "wandb",
-    "first_batch.png",
-    "profile",  # --profile
-    "log.txt",
-    "checkpoints",
-    "curves.png",  # seresnext plot
-    "validation.json",  # scripts/demo.sh
-    "report",  # validate.py --report
-)
+    "recipe.yaml", "environment.json", "split.csv", "metrics.jsonl", MIRROR, "tensorboard", "trackers", "wandb",
+    "first_batch.png", "log.txt", "checkpoints",
+    # Of `--profile`, `seresnext plot`, scripts/demo.sh and `--report`.
+    "profile", "curves.png", "validation.json", "report",
+)  # fmt: skip
 _RUN_MARKS = ("status.json", "recipe.yaml", "metrics.jsonl", "checkpoints")  # Every run folder has one of these.
 _LOCK_TRIES = 100
 

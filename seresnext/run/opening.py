@@ -18,15 +18,13 @@ from seresnext.data.substitute import ADVICE
 from seresnext.data.survey import Survey, describe, survey
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
-from seresnext.errors import DataError, Failure, RecipeError, UsageError
+from seresnext.errors import DataError, Failure, RecipeError, UsageError, listed, printable
+from seresnext.files import open_weights_file
 from seresnext.models import PUBLISHED, first_weights
-from seresnext.printable import listed, printable
-from seresnext.recipe.check import check_lengths, check_world, fitting_batch, in_words
+from seresnext.recipe import AUTO_CLASSES, Recipe, check_lengths, check_world, fitting_batch, in_words
 from seresnext.recipe.explain import near_miss
-from seresnext.recipe.schema import AUTO_CLASSES, Recipe
 from seresnext.run.folder import is_same
 from seresnext.run.resume import LoadedCheckpoint
-from seresnext.weights.opening import open_file
 
 _IMAGES_LISTED = 20
 
@@ -159,7 +157,7 @@ def _compare(
     weights = recipe.model.weights
     if weights and previous is None:
         fix = "" if weights == PUBLISHED else "; set model.weights to the path of a file of weights"
-        with _collecting(problems, fix=f" (model.weights){fix}"), open_file(first_weights(recipe.model)):
+        with _collecting(problems, fix=f" (model.weights){fix}"), open_weights_file(first_weights(recipe.model)):
             pass  # `Run` reads the file.
     return problems
 

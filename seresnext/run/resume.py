@@ -13,15 +13,11 @@ from seresnext.checkpoint.contents import CheckpointMetadata
 from seresnext.checkpoint.mirror import Mirror
 from seresnext.data.readers import shown_classes
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, UsageError
-from seresnext.paths import checkpoint_argument
-from seresnext.printable import printable
-from seresnext.recipe.load import to_values
-from seresnext.recipe.schema import Recipe
-from seresnext.recipe.show import diff
+from seresnext.errors import CheckpointError, DataError, UsageError, printable
+from seresnext.files import checkpoint_argument
+from seresnext.recipe import Recipe, diff, to_values
 from seresnext.run.folder import as_usage_error, is_same
-from seresnext.training.best import describe_best
-from seresnext.training.plan import LATER_FIELDS, Progress
+from seresnext.training.plan import LATER_FIELDS, Progress, describe_best
 
 # Keys and sections that change no number of a run, only loading, logging and saving. They may change on a resume.
 FREE_KEYS = frozenset({

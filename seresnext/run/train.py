@@ -10,10 +10,8 @@ from seresnext.data.readers.photos import split_table
 from seresnext.distributed import World, launcher_id
 from seresnext.metrics.console import Console
 from seresnext.metrics.status import read_status
-from seresnext.process.stop_request import StopRequest
-from seresnext.recipe.load import to_values
-from seresnext.recipe.schema import Recipe
-from seresnext.recipe.show import to_yaml
+from seresnext.process.signals import StopRequest
+from seresnext.recipe import Recipe, to_values, to_yaml
 from seresnext.run.assemble import Run
 from seresnext.run.environment import compare_environments
 from seresnext.run.folder import RunFolder, check_output
@@ -25,9 +23,8 @@ from seresnext.run.resume import (
     restored_progress,
     rewind_folder,
 )
-from seresnext.training.best import describe_end
 from seresnext.training.nonfinite import nonfinite_validation
-from seresnext.training.plan import Progress
+from seresnext.training.plan import Progress, describe_end
 from seresnext.training.profile import UNTRACED_STEPS, StepProfiler
 
 

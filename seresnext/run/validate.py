@@ -24,17 +24,15 @@ from seresnext.data.readers import Reader
 from seresnext.data.readers.photo_choice import read_class_map, stored_choice
 from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
-from seresnext.errors import CheckpointError, DataError, UsageError
+from seresnext.errors import CheckpointError, DataError, UsageError, shown_path
 from seresnext.evaluation import Evaluation, evaluate
 from seresnext.evaluation.summary import describe_summary, read_real_labels, real_accuracy, summarize
 from seresnext.evaluation.table import Table, build_table
+from seresnext.files import is_remote
 from seresnext.metrics.console import Console, describe
 from seresnext.models import LoadedWeights, Preprocessing, create_model, find_weights, open_weights
-from seresnext.models.folding import fold_batchnorm
-from seresnext.paths import is_remote
-from seresnext.printable import shown_path
-from seresnext.recipe.load import recipe_from_values
-from seresnext.recipe.schema import Recipe
+from seresnext.models.pretrained import fold_batchnorm
+from seresnext.recipe import Recipe, recipe_from_values
 from seresnext.run.class_selection import ClassSelection, read_class_names, select_classes
 from seresnext.run.opening import check_images, open_split
 from seresnext.runtime import PRECISIONS, make_deterministic, resolve_precision, tune_malloc

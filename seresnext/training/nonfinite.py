@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seresnext.errors import TrainingStopped
-from seresnext.printable import listed
+from seresnext.errors import TrainingStopped, listed
 from seresnext.training.plan import Progress
 from seresnext.training.result import StepResult
 

@@ -1,13 +1,18 @@
-"""The plan and the progress of a run, in optimizer steps."""
+"""The plan, the progress and the best validation of a run, in optimizer steps."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from seresnext.recipe.schema import Recipe
+import numpy as np
+
+from seresnext.evaluation import Evaluation
+from seresnext.metrics.console import describe
+from seresnext.recipe.schema import EvaluationSection, Recipe
 from seresnext.training.result import StepResult
 
 
@@ -46,8 +51,7 @@ class Plan:
         return progress.step == progress.evaluated and (progress.step == self.total or is_stalled)
 
 
-WINDOWS = ("unlogged", "epoch")
-"""The sums of a run since the last line of metrics, and since the last end of an epoch."""
+WINDOWS = ("unlogged", "epoch")  # the sums of a run since the last line of metrics, and since the last end of an epoch
 LATER_FIELDS = {"unlogged_correct", "unlogged_seen", "epoch_loss", "epoch_steps", "epoch_correct", "epoch_seen"}
 """Fields of `Progress` that version 0.1 did not write."""
 
@@ -121,3 +125,37 @@ def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
         patience=recipe.early_stop.patience.steps(steps_per_epoch) if recipe.early_stop else None,
         thaw_at=recipe.model.frozen_until.steps(steps_per_epoch) if recipe.model.frozen_until else None,
     )
+
+
+_ALWAYS = ("top1", "top5", "balanced_accuracy", "macro_f1")
+
+
+def choose_best(
+    best: dict[str, Any] | None, found: Evaluation, step: int, settings: EvaluationSection
+) -> dict[str, Any] | None:
+    """Return the better one of the best validation so far and the validation after `step`; the earlier one if equal.
+
+    The measure is `best_by`. A measure that is not finite is never better.
+    """
+    values, by = found.to_dict(), settings.best_by
+    sign = -1 if by == "loss" else 1
+    if not math.isfinite(values[by]) or (best and by in best and sign * values[by] <= sign * best[by]):
+        return best
+    return {"step": step, **{name: values[name] for name in (*_ALWAYS, by)}, "by": by, "weights": settings.weights}
+
+
+def describe_best(best: Mapping[str, Any]) -> str:
+    """Return the measures of the best validation: `macro F1 71.20 %, top-1 83.00 %, balanced accuracy 70.00 %`.
+
+    The measure of the choice comes first. Version 0.1 wrote no measure: the choice was by top-1.
+    """
+    return describe(best, fields=tuple(dict.fromkeys((best.get("by", "top1"), "top1", "balanced_accuracy"))))
+
+
+def describe_end(progress: Progress, labels: np.ndarray) -> str:
+    """Return the result of a complete run. `labels` (int N) are the labels of the validation images."""
+    if best := progress.best:
+        largest = 100 * np.bincount(labels).max() / len(labels)
+        text = f"best {describe_best(best)} after step {best['step']} ({best['weights']} weights)"
+        return f"{text}; the largest class is {largest:.1f} % of the validation images"
+    return "there is no best checkpoint" if progress.evaluated else "not validated"

@@ -16,12 +16,11 @@ from seresnext.evaluation.statistics import describe_classes
 from seresnext.metrics.logger import RunLogger
 from seresnext.metrics.speed import SpeedMeter, device_usage
 from seresnext.metrics.watch import Watch
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 from seresnext.recipe.schema import Recipe
 from seresnext.runtime import PRECISIONS
-from seresnext.training.best import choose_best
 from seresnext.training.nonfinite import NONFINITE_VALIDATION, describe_skip, record
-from seresnext.training.plan import Plan, Progress
+from seresnext.training.plan import Plan, Progress, choose_best
 from seresnext.training.profile import StepProfiler
 from seresnext.training.result import PendingResult, StepResult
 from seresnext.training.saving import Saver

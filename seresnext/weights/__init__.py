@@ -1,15 +1,21 @@
 """Files of weights, read as files of a stranger: no code in a file runs, and a small file takes little memory.
 
-`torchfile` reads files of torch.save, `safetensors_file` the safer format. `marks` recognises checkpoints of this
+`torchfile` reads files of torch.save. `safetensors_file` reads the safer format, and recognises checkpoints of this
 project. `names` removes prefixes that wrappers add to names.
 """
 
 from pathlib import Path
 
-from seresnext.printable import shown_path
-from seresnext.weights.marks import DIGEST_OFFSET, HEADER_START, check_format, is_checkpoint, verify_digest
-from seresnext.weights.opening import open_file
-from seresnext.weights.safetensors_file import read_safetensors
+from seresnext.errors import shown_path
+from seresnext.files import open_weights_file
+from seresnext.weights.safetensors_file import (
+    DIGEST_OFFSET,
+    HEADER_START,
+    check_format,
+    is_checkpoint,
+    read_safetensors,
+    verify_digest,
+)
 from seresnext.weights.torchfile import WeightsFile, read_torch_file
 
 
@@ -21,7 +27,7 @@ def read_weights(path: Path, weights: str | None = None) -> WeightsFile:
     another tool wrote some. Raise CheckpointError, also for a checkpoint that is damaged or of a newer version.
     """
     if path.suffix != ".safetensors":
-        with open_file(path) as file:  # A checkpoint can be a step-00000003.safetensors.superseded.
+        with open_weights_file(path) as file:  # A checkpoint can be a step-00000003.safetensors.superseded.
             start = file.read(DIGEST_OFFSET)
         if start[8:] != HEADER_START:
             return read_torch_file(path, weights)

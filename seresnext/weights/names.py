@@ -4,8 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from seresnext.errors import CheckpointError
-from seresnext.printable import printable
+from seresnext.errors import CheckpointError, printable
 
 # Prefixes from DistributedDataParallel, DataParallel and timm's EMA (`module.`), and from torch.compile (`_orig_mod.`).
 _WRAPPERS = re.compile(r"(module\.|_orig_mod\.)*")
@@ -13,8 +12,7 @@ _WRAPPERS = re.compile(r"(module\.|_orig_mod\.)*")
 # The tensors of this project's checkpoints that are weights of a model, the preferred prefix first.
 PARTS = ("ema.", "model.")
 
-MOST_TENSORS = 40_000
-"""No file of weights has more tensors. A checkpoint of SE-ResNeXt-101 has 2,000."""
+MOST_TENSORS = 40_000  # No file of weights has more tensors. A checkpoint of SE-ResNeXt-101 has 2,000.
 MOST_DIMENSIONS = 5  # of a tensor; weights have at most 4
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.serialization import StorageType
 
-from seresnext.printable import printable
+from seresnext.errors import printable
 from seresnext.weights.names import MOST_DIMENSIONS
 
 # fmt: off

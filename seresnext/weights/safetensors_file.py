@@ -1,12 +1,14 @@
-"""Reading safetensors files: a length in 8 bytes, a JSON header of names, shapes and strings, then the numbers.
+"""Reading safetensors files, and the marks of this project's checkpoints among them.
 
-https://github.com/huggingface/safetensors#format. The library checks that the tensors fill the file without gap or
+A file has a length in 8 bytes, a JSON header of names, shapes and strings, then the numbers
+(https://github.com/huggingface/safetensors#format). The library checks that the tensors fill the file without gap or
 overlap. Nothing in such a file can run. Before the library reads a file, this module refuses a header that would cost
 memory.
 """
 
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from seresnext.errors import CheckpointError
-from seresnext.printable import printable, shown_path
+from seresnext.errors import CheckpointError, printable, shown_path
+from seresnext.files import open_weights_file
 from seresnext.weights.names import MOST_DIMENSIONS, MOST_TENSORS
-from seresnext.weights.opening import open_file
 
 # Bytes. A checkpoint of SE-ResNeXt-101 has 400 thousand. A parsed header takes about ten times the length of the text.
 _LONGEST_HEADER = 16 << 20
@@ -28,17 +29,9 @@ _MOST_TEXTS = 6 * MOST_TENSORS
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 def read_header(path: Path) -> dict[str, str]:
@@ -59,7 +52,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @contextmanager
 def _opened(path: Path, framework: str) -> Iterator[Any]:
-    with open_file(path) as file:
+    with open_weights_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(min(length, _LONGEST_HEADER))
     try:
@@ -78,3 +71,58 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
         raise CheckpointError(
             f"{shown_path(path)} is damaged or no safetensors file: {printable(error)}; give another file"
         ) from error
+
+
+FORMAT = "seresnext-2"
+"""The format of new files. It rises with every version whose files an older version cannot read.
+
+A checkpoint holds the whole recipe, and a version refuses recipe keys that it does not know. Version 0.1.0 wrote
+`seresnext-1`; each file of 0.2.0 has keys that came later, such as `optimizer.betas`.
+"""
+READABLE_FORMATS = ("seresnext-1", FORMAT)
+HEADER_START = b'{"__metadata__":{"digest":"'
+DIGEST_ZEROS = b"0" * 64  # the digest field while the digest is computed
+DIGEST_OFFSET = 8 + len(HEADER_START)
+_FIX = "use another checkpoint"
+
+
+def is_checkpoint(metadata: Mapping[str, str]) -> bool:
+    """Return whether a safetensors file with these metadata is a checkpoint of this project, whole or damaged.
+
+    Other tools also write metadata: Hugging Face's tools always write `format`. One mark is enough, since damage may
+    have changed the others: a damaged checkpoint must not pass for bare weights.
+    """
+    return (
+        metadata.get("format", "").startswith("seresnext-")
+        or re.fullmatch(r"[0-9a-f]{64}", metadata.get("digest", "")) is not None
+        or "recipe_hash" in metadata
+    )
+
+
+def check_format(found: str | None, source: str) -> None:
+    """Raise CheckpointError unless this version reads the metadata `format` of the file `source`."""
+    if found in READABLE_FORMATS:
+        return
+    match = re.fullmatch(r"seresnext-([0-9]{1,9})", found or "")
+    if match and int(match[1]) > int(FORMAT.removeprefix("seresnext-")):
+        raise CheckpointError(
+            f"{source} has the format {found}, which a newer version wrote; this version reads formats up to {FORMAT}. "
+            "Update this program to use the file"
+        )
+    raise CheckpointError(f"{source} has the format {printable(found)}, not of a run. Use a checkpoint of {FORMAT}")
+
+
+def verify_digest(path: Path) -> None:
+    """Check every byte of the file against the digest in the file.
+
+    Raise CheckpointError for a file that is damaged or of another project, UnreadableError for an unreadable file.
+    """
+    with open_weights_file(path) as file:
+        start = file.read(DIGEST_OFFSET + len(DIGEST_ZEROS))
+        claimed = start[DIGEST_OFFSET:]
+        if start[8:DIGEST_OFFSET] != HEADER_START or len(claimed) != len(DIGEST_ZEROS):
+            raise CheckpointError(f"{path} is no checkpoint of this project, or the beginning is damaged; {_FIX}")
+        digest = hashlib.sha256(start[:DIGEST_OFFSET] + DIGEST_ZEROS)
+        hashlib.file_digest(file, lambda: digest)
+    if digest.hexdigest().encode() != claimed:
+        raise CheckpointError(f"{path} is damaged: the content does not have the digest that was saved; {_FIX}")

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-from seresnext.errors import CheckpointError
-from seresnext.printable import listed, printable, shown_path
+from seresnext.errors import CheckpointError, listed, printable, shown_path
+from seresnext.files import open_weights_file
 from seresnext.weights.names import MOST_TENSORS
-from seresnext.weights.opening import open_file
 from seresnext.weights.pickles import load_pickle
 
 # Bytes. A checkpoint of SE-ResNeXt-101 with average and AdamW has 300 thousand. The value takes up to 130 times more.
@@ -55,7 +54,7 @@ def read_torch_file(path: Path, weights: str | None = None) -> WeightsFile:
     which names the file, for a file that is damaged or has more than plain weights. Names keep the prefixes of wrappers
     (see `names`), and numbers are not checked (see `models.pretrained`).
     """
-    with open_file(path) as file:
+    with open_weights_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:
             start = file.read(4)

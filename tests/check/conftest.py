@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import small_digits
 
-from seresnext.check import devices, disk
+from seresnext.check import checking, devices
 from seresnext.recipe.load import load_recipe
 from seresnext.recipe.schema import Recipe
 
@@ -22,5 +22,5 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recipe]:
     for module, name in ((devices, "_WINDOW_SECONDS"), (devices, "_STEP_SECONDS"), (devices, "_MEMORY_SECONDS")):
         monkeypatch.setattr(module, name, 0.02)
     monkeypatch.setattr(devices, "_BATCH", 2)
-    monkeypatch.setattr(disk, "_WRITTEN", 1 << 20)
+    monkeypatch.setattr(checking, "_WRITTEN", 1 << 20)
     return lambda *settings: load_recipe("seresnext26", [*SMALL, *settings]).recipe

@@ -21,8 +21,8 @@ from seresnext.data.synthetic import SyntheticReader
 from seresnext.distributed import World
 from seresnext.errors import DataError
 from seresnext.recipe.load import load_recipe
+from seresnext.run.dry_run import Spread
 from seresnext.run.environment import describe_environment
-from seresnext.run.estimate import Spread
 
 GIB = 2**30
 

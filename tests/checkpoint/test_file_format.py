@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seresnext.checkpoint import file_format
 from seresnext.errors import CheckpointError
-from seresnext.weights.marks import verify_digest
+from seresnext.weights.safetensors_file import verify_digest
 
 METADATA = {"format": "seresnext-1", "step": "7", "recipe": '{"name": "größe"}', "odd": 'quote " and \\ and \n'}
 

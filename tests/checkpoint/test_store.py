@@ -201,7 +201,7 @@ def test_unreadable_file_keeps_its_name(tmp_path, monkeypatch):
         save(tmp_path, step)
     with monkeypatch.context() as patch:
         # The first two opens read the headers for the order, the third the content of the newest.
-        patch.setattr("seresnext.weights.opening.open_regular", failing(errno.EACCES, open_regular, 3))
+        patch.setattr("seresnext.files.open_regular", failing(errno.EACCES, open_regular, 3))
         found, warnings, damaged = store.newest_valid(tmp_path)
     assert (found, damaged) == (tmp_path / "step-00000001.safetensors", [])
     assert "cannot be read" in warnings[0]

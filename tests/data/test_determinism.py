@@ -11,10 +11,9 @@ import torch
 from encoded_images import Images, encoded, noise, rgb
 from torch import Tensor
 
-from seresnext.data.augment.crop import random_resized_crop
+from seresnext.data.augment.crop import ImageSizeSchedule, random_resized_crop
 from seresnext.data.augment.erase import EraseFill
 from seresnext.data.augment.mixup import MixupCutmix
-from seresnext.data.augment.progressive import ImageSizeSchedule
 from seresnext.data.batches import Batch, TrainImages
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.loading.loader import open_batches, train_keys

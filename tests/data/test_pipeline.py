@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from seresnext.data.augment.crop import ImageSizeSchedule, build_image_size_schedule
 from seresnext.data.augment.erase import EraseFill, build_erase_fill
 from seresnext.data.augment.mixup import MixupCutmix, build_mixup_cutmix
-from seresnext.data.augment.progressive import ImageSizeSchedule, build_image_size_schedule
 from seresnext.data.formats import open_reader
 from seresnext.data.loading.loader import train_keys
 from seresnext.data.pipeline import batch_source, build_order

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from seresnext.doctor.duplicates import equal_pairs
 from seresnext.doctor.findings import (
     Finding,
     classes_like_one,
@@ -13,7 +12,7 @@ from seresnext.doctor.findings import (
     find_copies,
     suspected_labels,
 )
-from seresnext.doctor.images import Collection
+from seresnext.doctor.images import Collection, equal_pairs
 
 
 class FewImages(Collection):

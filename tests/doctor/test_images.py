@@ -1,6 +1,7 @@
 """All splits as one reader, and the look at each image."""
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from PIL import Image
 
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.formats import open_reader
+from seresnext.doctor import images
 from seresnext.doctor import images as images_module
-from seresnext.doctor.images import Collection, look_at
+from seresnext.doctor.images import Collection, look_at, near_pairs
 
 
 def test_a_collection_has_all_splits(faulty):
@@ -71,3 +73,43 @@ def test_bad_and_odd_files(monkeypatch):
     assert list(looks["kinds"]) == ["turned by EXIF", "CMYK", "transparent", "200 x 64 pixels", ""]
     assert look_at(Images(files[2]), Decoding(10**6, exif_rotation=True))[0]["kinds"].tolist() == [""]
     assert list(look_at(Images(files[-1]), Decoding(64 * 64 - 1))[1]) == [0]
+
+
+@pytest.mark.parametrize("rows", [3, 256])
+def test_the_pairs_are_those_of_a_plain_comparison(rows, monkeypatch):
+    monkeypatch.setattr(images, "_ROWS", rows)
+    rng = np.random.default_rng(0)
+    bits, pixels = rng.random((40, 64)) < 0.5, rng.integers(0, 256, (40, 48), dtype=np.uint8)
+    for index in range(20, 40):  # The hash differs in 0 to 19 bits; each second thumbnail is another one.
+        bits[index] = bits[index - 20]
+        bits[index, : index - 20] ^= True
+        pixels[index] = pixels[index - 20] // 2 + 40 if index % 2 else pixels[index]
+    expected = [
+        [i, j]
+        for i, j in itertools.combinations(range(40), 2)
+        if (bits[i] != bits[j]).sum() <= 12 and np.corrcoef(pixels[i], pixels[j])[0, 1] >= 0.9
+    ]
+    assert sorted(near_pairs(bits, pixels).tolist()) == expected
+    assert len(expected) == 6
+    assert near_pairs(bits[:0], pixels[:0]).shape == (0, 2)
+
+
+def test_equal_pictures_without_end_are_cut_off(monkeypatch, capsys):
+    monkeypatch.setattr(images, "_ROWS", 8)
+    monkeypatch.setattr(images, "MOST_PAIRS", 100)
+    bits, pixels = np.ones((500, 64), bool), np.tile(np.arange(48, dtype=np.uint8), (500, 1))
+    assert 100 < len(near_pairs(bits, pixels)) < 8 * 500
+    assert "only 8 images are compared with all" in capsys.readouterr().err
+
+
+def test_altered_copies_are_found_and_other_photographs_are_not():
+    photographs = [photograph(number, 80) for number in range(60)]
+    copies = [
+        photographs[0].resize((50, 50)),
+        photographs[1].resize((160, 160)),
+        photographs[2].crop((1, 2, 79, 79)),
+        photographs[3].point(lambda level: level * 0.9 + 10),
+    ]
+    files = [jpeg(image) for image in photographs] + [jpeg(image, 40) for image in copies]
+    looks, _ = look_at(Images(*files), Decoding(10**6))
+    assert near_pairs(looks["bits"], looks["pixels"]).tolist() == [[0, 60], [1, 61], [2, 62], [3, 63]]

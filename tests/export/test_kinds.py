@@ -11,7 +11,7 @@ from exports import run
 from safetensors import safe_open
 
 from seresnext.arguments import Parser
-from seresnext.commands import export as command
+from seresnext.commands import tools as command
 from seresnext.export.documents import MANIFEST, read_document
 from seresnext.export.kinds import KINDS
 from seresnext.models.timm_config import CONFIG, TimmConfig

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import timm
 import torch
+from exports import CLASSES, make_oracle
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from seresnext.checkpoint import file_format
 from seresnext.checkpoint.contents import CheckpointMetadata
@@ -26,7 +27,7 @@ from seresnext.models import (
     published_preprocessing,
     timm_state_dict,
 )
-from seresnext.models.pretrained import HEAD, identify_model
+from seresnext.models.pretrained import HEAD, build_folded, fold_batchnorm, identify_model
 from seresnext.models.registry import build_model
 from seresnext.recipe.load import load_recipe
 from seresnext.runtime import PRECISIONS
@@ -341,3 +342,20 @@ def test_weights_that_are_not_there(tmp_path: Path, state: State) -> None:
     write_checkpoint(tmp_path / "strange.safetensors", strange, {"model": {"name": NAME}})
     with pytest.raises(CheckpointError, match=r"no run saves: other\.y"):
         open_weights(tmp_path / "strange.safetensors")
+
+
+def test_a_folded_model_gives_timms_logits():
+    oracle = make_oracle(NAME, 0)
+    model = create_model(NAME, len(CLASSES))
+    load_weights(model, oracle.state_dict(), "timm")
+    folded = fold_batchnorm(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    again = build_folded(NAME, len(CLASSES), folded.state_dict(), "file")
+    images = torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = oracle(images)
+        for found in (folded, again, folded.to(memory_format=torch.channels_last)):
+            assert (found(images) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    # The given model is unchanged, and still trains.
+    assert model.training
+    assert isinstance(model.layer0[1], nn.BatchNorm2d)

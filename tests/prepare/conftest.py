@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from seresnext import cli
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 
 
 @pytest.fixture

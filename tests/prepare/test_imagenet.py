@@ -8,7 +8,6 @@ from damage import flip_bit
 from imagenet_archives import CLASSES, write_archives
 
 from seresnext.data.readers import imagenet
-from seresnext.prepare import imagenet as script
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for known in imagenet.ARCHIVES
         for content in [(archives / known.name).read_bytes()]
     ]
-    monkeypatch.setattr(script, "ARCHIVES", tuple(facts))
+    monkeypatch.setattr(imagenet, "ARCHIVES", tuple(facts))
     monkeypatch.setattr(imagenet, "DEVKIT", facts[-1])
     rows = tuple(row for row in imagenet.imagenet_classes() if row.wordnet_id in CLASSES)
     monkeypatch.setattr(imagenet, "imagenet_classes", lambda: rows)

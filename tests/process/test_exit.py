@@ -199,7 +199,9 @@ def test_every_program_ends_with_run_script_or_main():
         assert "    run_script(main" in last or "    main()" in last, program
 
 
-@pytest.mark.parametrize("program", ["-m seresnext recipe --reference", "train.py --recipe cifar10 --print-recipe"])
+@pytest.mark.parametrize(
+    "program", ["-m seresnext train --recipe digits --print-recipe", "train.py --recipe cifar10 --print-recipe"]
+)
 def test_a_closed_pipe_is_not_an_error(run_command, program):
     command = f"set -o pipefail; {sys.executable} -u {program} | head -n 1"
     result = run_command(["bash", "-c", command])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seresnext.data.augment.progressive import build_image_size_schedule
+from seresnext.data.augment.crop import build_image_size_schedule
 from seresnext.durations import Duration
 from seresnext.errors import RecipeError
 from seresnext.models import MODELS, create_model

@@ -7,7 +7,7 @@ import pytest
 import small_digits
 
 from seresnext.distributed import World
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 from seresnext.recipe.load import load_recipe
 from seresnext.recipe.schema import Recipe
 from seresnext.run.folder import RunFolder

@@ -18,7 +18,7 @@ from seresnext.distributed import World
 from seresnext.errors import CheckpointError, DataError, RecipeError, UsageError
 from seresnext.metrics.status import read_status
 from seresnext.models.registry import build_model
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 from seresnext.recipe.load import load_recipe
 from seresnext.run import opening
 from seresnext.run.opening import StartProblem, check_images, open_splits

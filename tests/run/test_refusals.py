@@ -14,7 +14,7 @@ from seresnext import cli
 from seresnext.checkpoint import store
 from seresnext.errors import CheckpointError, DataError, Failure, UsageError
 from seresnext.metrics.status import read_status
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 from seresnext.run.folder import RunFolder
 
 SETTINGS = ["length=3st", "evaluation.every=1st", "checkpoint={every: 1st, keep: 9}"]

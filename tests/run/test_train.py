@@ -14,7 +14,7 @@ from seresnext.errors import CheckpointError, OutOfMemory, UsageError
 from seresnext.evaluation import evaluate
 from seresnext.metrics import status as status_module
 from seresnext.metrics.status import read_status, update_status, write_status
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 from seresnext.run.folder import RunFolder
 from seresnext.training import trainer as trainer_module
 from seresnext.training.step import TrainingStep

@@ -18,7 +18,7 @@ from seresnext.data.readers.imagenet_classes import imagenet_classes
 from seresnext.evaluation import evaluate
 from seresnext.evaluation.table import read_table
 from seresnext.models import create_model, load_pretrained
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

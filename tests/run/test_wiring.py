@@ -14,7 +14,7 @@ from seresnext.distributed import World
 from seresnext.metrics.console import Console
 from seresnext.models import SENet
 from seresnext.models.blocks import SEResNeXtBottleneck
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 from seresnext.randomness import torch_seed_at
 from seresnext.recipe.schema import Recipe
 from seresnext.run import assemble as run_module

@@ -16,7 +16,7 @@ from seresnext.commands.finetune import suited_settings
 from seresnext.errors import DataError
 from seresnext.models import SENet, locate
 from seresnext.models.pretrained import ModelSizes
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 from seresnext.recipe.load import load_recipe
 from seresnext.run.folder import RunFolder
 

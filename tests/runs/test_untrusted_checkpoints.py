@@ -80,7 +80,7 @@ def test_a_server_is_asked_when_the_user_names_it(measure: Probe, forge: Forge) 
     path = forge(SAYS["a server"] | {"recipe.data.root": address})
     assert "must not choose the server" in assert_refused(measure("validate.py", "--checkpoint", path))
     program = "import sys, seresnext.remote as r; r.ATTEMPTS = 1; from seresnext import cli;"
-    program += "from seresnext.process.stop_request import StopRequest;"
+    program += "from seresnext.process.signals import StopRequest;"
     program += f"sys.exit(cli.main(['validate', '--checkpoint', {str(path)!r}, '--data', {address!r}], StopRequest()))"
     assert "cannot be read" in assert_refused(measure("-c", program), code=3)
 

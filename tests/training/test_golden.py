@@ -6,7 +6,7 @@ import pytest
 
 from seresnext.distributed import World
 from seresnext.metrics.console import Console
-from seresnext.process.stop_request import StopRequest
+from seresnext.process.signals import StopRequest
 from seresnext.recipe.load import load_recipe
 from seresnext.run.assemble import Run
 from seresnext.training.plan import Progress

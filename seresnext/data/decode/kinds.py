@@ -5,8 +5,7 @@ from importlib.util import find_spec
 
 from seresnext.errors import DataError
 
-HAS_HEIC = find_spec("pillow_heif") is not None
-"""Whether the `heic` extra is installed."""
+HAS_HEIC = find_spec("pillow_heif") is not None  # whether the `heic` extra is installed
 ENDINGS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),

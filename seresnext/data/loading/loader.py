@@ -16,13 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
-from seresnext.data.augment.progressive import ImageSizeSchedule
+from seresnext.data.augment.crop import ImageSizeSchedule
 from seresnext.data.batches import Batch, BatchSource
 from seresnext.data.order import BatchKey, Order
-from seresnext.errors import DataError, Failure
-from seresnext.printable import listed
-from seresnext.process.fork import FORK
-from seresnext.process.signals import block_stop_signals, init_worker
+from seresnext.errors import DataError, Failure, listed
+from seresnext.process.signals import FORK, block_stop_signals, init_worker
 
 # Batches that each worker makes ahead of use.
 _PREFETCH = 2

@@ -10,8 +10,7 @@ from unicodedata import normalize
 import numpy as np
 
 from seresnext.data.order import BatchKey
-from seresnext.errors import DataError
-from seresnext.printable import listed, printable
+from seresnext.errors import DataError, listed, printable
 
 if TYPE_CHECKING:
     from seresnext.data.readers.photo_choice import PhotoChoice

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from seresnext.data.decode.kinds import ENDINGS, describe, kind_of
 from seresnext.data.readers import Reader
-from seresnext.data.readers.files import read_at, read_image
 from seresnext.data.readers.index import Index, index_by_class
 from seresnext.data.readers.index_cache import Signature, index_path, mark_stale, open_or_build, sign, times_of
-from seresnext.errors import DataError
-from seresnext.printable import listed, printable
+from seresnext.errors import DataError, listed, printable
+from seresnext.files import read_at, read_image
 from seresnext.progress import progress
 
 _ENDINGS = tuple(ending for endings in ENDINGS.values() for ending in endings)

@@ -15,13 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from seresnext.data.readers import Reader
-from seresnext.data.readers.files import LARGEST_IMAGE, read_at, read_piece
 from seresnext.data.readers.imagenet_classes import imagenet_classes, read_validation_classes
 from seresnext.data.readers.index import Index, index_by_class
 from seresnext.data.readers.index_cache import Signature, index_path, open_or_build, sign, times_of
 from seresnext.data.readers.tarfiles import BLOCK, Member, ReadAt, header_name, members
 from seresnext.errors import DataError
-from seresnext.files import open_regular
+from seresnext.files import LARGEST_IMAGE, open_regular, read_at, read_piece
 from seresnext.progress import progress
 
 
@@ -39,8 +38,7 @@ VAL = Archive("ILSVRC2012_img_val.tar", 6_744_924_160, "29b22e2961454d5413ddabcf
 DEVKIT = Archive("ILSVRC2012_devkit_t12.tar.gz", 2_568_145, "fa75699e90414af021442c21a62c3abf")
 ARCHIVES = (TRAIN, VAL, DEVKIT)
 
-OFFICIAL_COUNTS = {"train": 1_281_167, "val": 50_000}
-"""Numbers of images in the published archives."""
+OFFICIAL_COUNTS = {"train": 1_281_167, "val": 50_000}  # numbers of images in the published archives
 
 _SPLITS = {"train": (TRAIN,), "val": (VAL, DEVKIT)}
 _PIECE = 8 << 20  # bytes of a read
@@ -192,6 +190,22 @@ def _list_images(read: ReadAt, start: int, end: int, where: str) -> list[Member]
                 "all members of the challenge's archives; get the archive again"
             )
     return images
+
+
+def check_sizes(folder: Path) -> None:
+    """Raise DataError that lists every missing file and every file with another size than published."""
+    problems = []
+    for archive in ARCHIVES:
+        path = folder / archive.name
+        size = path.stat().st_size if os.path.exists(path) else 0  # noqa: PTH110 (raises nothing)
+        if size != archive.size:
+            problems.append(f"{archive.name} has {size:,} bytes, and {archive.size:,} are published")
+    if problems:
+        heading = (
+            f"{folder} does not hold ImageNet's archives as published; download each file from image-net.org (ILSVRC "
+            "2012), or continue a download that stopped (wget --continue, curl --continue-at -):"
+        )
+        raise DataError("\n  ".join([heading, *problems]))
 
 
 def check_md5(path: Path, archive: Archive) -> None:

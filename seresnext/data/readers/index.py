@@ -22,8 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-VERSION = 7
-"""Version of the contents. An index of another version is built again."""
+VERSION = 7  # of the contents. An index of another version is built again.
 
 _COLUMNS = ("label", "offset", "size", "name_ends", "names")
 

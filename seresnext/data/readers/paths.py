@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from seresnext.data.readers import Reader
-from seresnext.data.readers.files import read_image
 from seresnext.data.readers.folder import counted, other_kind, walk
 from seresnext.data.readers.index import join_names, name_at
 from seresnext.errors import DataError
+from seresnext.files import read_image
 from seresnext.progress import warn
 
 
@@ -57,7 +57,7 @@ def expand(words: Iterable[str], lines: Iterable[bytes]) -> Iterator[str]:
         elif glob.has_magic(word) and not os.path.lexists(word):
             found = sorted(glob.glob(word, recursive=True))  # noqa: PTH207 (pathlib shortens `./a`)
             if "**" in word:  # The pattern matches each folder, and also the files in the folder.
-                found = [path for path in found if not _is_folder(path)]
+                found = [path for path in found if not os.path.isdir(path)]  # noqa: PTH112
             if not found:
                 raise DataError(f"{word} matches no file; correct the pattern")
             for path in found:
@@ -66,13 +66,9 @@ def expand(words: Iterable[str], lines: Iterable[bytes]) -> Iterator[str]:
             yield from _below(word)
 
 
-def _is_folder(path: str) -> bool:
-    return os.path.isdir(path)  # noqa: PTH112 (raises nothing)
-
-
 def _below(path: str) -> Iterator[str]:
     """Yield a file, or the images below a folder. Links to folders are followed, except to a folder above the link."""
-    if not _is_folder(path):
+    if not os.path.isdir(path):  # noqa: PTH112 (raises nothing)
         yield path
         return
     count, others = 0, Counter[tuple[str, str]]()

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from seresnext.errors import CheckpointError, DataError
-from seresnext.files import read_lines
-from seresnext.paths import is_list
+from seresnext.files import is_list, read_lines
 from seresnext.recipe.schema import Recipe, Section
 
 Texts = Annotated[tuple[str, ...], Field(strict=False)]

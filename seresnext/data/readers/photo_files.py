@@ -17,11 +17,10 @@ import PIL
 
 from seresnext.data.decode.kinds import HAS_HEIC
 from seresnext.data.decode.pillow import Decoding, decode, open_image
-from seresnext.data.readers.files import read_image
 from seresnext.data.readers.folder import other_kind, walk
 from seresnext.data.readers.index_cache import index_path, kept_in, locked
 from seresnext.errors import DataError
-from seresnext.files import write_atomically
+from seresnext.files import read_image, write_atomically
 from seresnext.progress import progress
 from seresnext.recipe.schema import DataSection
 

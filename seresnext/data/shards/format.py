@@ -22,10 +22,9 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from seresnext.data.decode.kinds import ENDINGS
-from seresnext.data.readers.files import LARGEST_IMAGE, read_piece
 from seresnext.data.readers.tarfiles import Member, ReadAt, members
 from seresnext.errors import DataError
-from seresnext.files import open_regular
+from seresnext.files import LARGEST_IMAGE, open_regular, read_piece
 
 MANIFEST = "index.json"
 INDEX = "index.npy"
@@ -33,10 +32,9 @@ ENTRY = np.dtype([("offset", "<u4"), ("size", "<u4"), ("crc32", "<u4"), ("shard"
 """An image: offset in the shard, size in bytes, CRC-32 of the bytes, shard number, label. 20 MB for ImageNet."""
 
 LARGEST_SHARD = 2**32 - 1
-MOST_SHARDS = MOST_CLASSES = 2**16
+MOST_PARTS = 2**16  # shards, and classes
 
-MOST_MANIFEST_BYTES = 64 << 20
-"""Most bytes of `index.json`. 65,536 shards and as many classes need less."""
+MOST_MANIFEST_BYTES = 64 << 20  # most bytes of `index.json`; 65,536 shards and as many classes need less.
 
 _FORMAT = "seresnext-shards-1"
 _IMAGES = frozenset(ending[1:] for endings in ENDINGS.values() for ending in endings)
@@ -62,8 +60,8 @@ class Shard:
 class Manifest:
     """The contents of `index.json`. `options` of `seresnext prepare shards` made the shards."""
 
-    classes: Annotated[tuple[str, ...], Field(max_length=MOST_CLASSES)]
-    shards: Annotated[tuple[Shard, ...], Field(max_length=MOST_SHARDS)]
+    classes: Annotated[tuple[str, ...], Field(max_length=MOST_PARTS)]
+    shards: Annotated[tuple[Shard, ...], Field(max_length=MOST_PARTS)]
     index_sha256: _Sha256
     options: dict[str, Any]
 

@@ -11,14 +11,12 @@ import numpy as np
 
 from seresnext.data.order import BatchKey
 from seresnext.data.readers import Reader
-from seresnext.data.readers.files import read_at
 from seresnext.data.readers.folder import split_folder
 from seresnext.data.readers.index_cache import cache_folder
 from seresnext.data.shards.format import INDEX, MANIFEST, MOST_MANIFEST_BYTES, Manifest, Shard, index_size, open_index
 from seresnext.data.shards.remote import Remote, prefetch_shards
 from seresnext.errors import DataError
-from seresnext.files import open_regular
-from seresnext.paths import is_remote
+from seresnext.files import is_remote, open_regular, read_at
 from seresnext.progress import warn
 
 _REPAIR = "get the shard again, or run seresnext prepare shards with the same arguments again"

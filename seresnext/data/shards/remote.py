@@ -15,8 +15,7 @@ from seresnext.data.order import BatchKey
 from seresnext.data.readers.index_cache import kept_in
 from seresnext.data.shards.format import Shard
 from seresnext.errors import DataError
-from seresnext.process.fork import FORK
-from seresnext.process.signals import block_stop_signals, init_worker
+from seresnext.process.signals import FORK, block_stop_signals, init_worker
 from seresnext.remote import file_system, refuse_secrets, retry
 
 _CHUNK = 8 << 20

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seresnext.data.augment.progressive import ImageSizeSchedule
+from seresnext.data.augment.crop import ImageSizeSchedule
 from seresnext.data.batches import Batch, TrainImages
 from seresnext.data.decode.pillow import Decoding
 from seresnext.data.loading.loader import evaluation_keys, open_batches, train_keys

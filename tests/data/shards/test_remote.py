@@ -32,7 +32,7 @@ from seresnext.data.shards.format import MANIFEST
 from seresnext.data.shards.reader import ShardReader
 from seresnext.data.shards.remote import in_order_of_need
 from seresnext.errors import DataError, Failure
-from seresnext.process.fork import FORK
+from seresnext.process.signals import FORK
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seresnext.printable import for_terminal, listed, printable, shorten
+from seresnext.errors import for_terminal, listed, printable, shorten
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "a\nb", "\r", "\x00", "\u202e", "\u2028", "\udc80", "\x9b"])
