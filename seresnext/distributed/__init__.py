@@ -1,9 +1,8 @@
 """The processes of a run: ranks and devices, agreement, heartbeats, and averages of gradients and BatchNorm."""
 
 from seresnext.distributed.batchnorm import BatchNormStatistics
-from seresnext.distributed.ddp import wrap_ddp
+from seresnext.distributed.ddp import RankTimer, RankTimes, wrap_ddp
 from seresnext.distributed.launch import choose_device, launcher_id, open_world
-from seresnext.distributed.timer import RankTimer, RankTimes
 from seresnext.distributed.world import World
 
 __all__ = [

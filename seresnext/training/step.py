@@ -58,7 +58,7 @@ class TrainingStep:
         first = world.rank * self._accumulation
         self.own_replicas = range(first, first + self._accumulation)  # the logical replicas that this rank computes
         self.image_size = 0  # of the last step
-        self.timer = RankTimer(self.model, world.device) if world.size > 1 else None
+        self.timer = RankTimer(world.device) if world.size > 1 else None
         # The first pass and a pass with a new image size start the compiler, whose processes a signal would end.
         self._compiling = block_stop_signals if runtime.compile is True else nullcontext
         self._wrap()
@@ -68,7 +68,7 @@ class TrainingStep:
         self._statistics = BatchNormStatistics(self.model, self._accumulation)
         runtime = self.recipe.runtime
         compress = runtime.compress_gradients == "bf16"
-        self._ddp = wrap_ddp(self.model, compress) if self.world.size > 1 else None
+        self._ddp = wrap_ddp(self.model, compress, self.timer) if self.timer else None
         forward = self._ddp or self.model
         self._forward = compile_forward(forward) if runtime.compile is True else forward
 
@@ -96,8 +96,6 @@ class TrainingStep:
         del self._ddp, self._forward
         gc.collect()  # The old DDP, which has a copy of all gradients, may be in a reference cycle.
         self._wrap()
-        if self.timer:
-            self.timer.attach(self.model)
         self.warm_up(images, labels)
 
     def __call__(
@@ -134,6 +132,8 @@ class TrainingStep:
             is_last = replica == self.own_replicas[-1]
             with self._ddp.no_sync() if self._ddp and not is_last else nullcontext():
                 outcomes[:, replica] = self._forward_backward(batch)
+            if self.timer:
+                self.timer.stop()  # The hook of DDP has stopped the timer in the last micro-batch.
         flags = torch.tensor([stop, save_failed, bad_images, data_wait], dtype=outcomes.dtype)
         flags = flags.to(device, non_blocking=True)
         report = torch.cat([outcomes[0], flags, outcomes[1].sum(0, keepdim=True)])

@@ -82,7 +82,7 @@ def build(narrow: pytest.MonkeyPatch, load_synthetic: Callable[[list[str]], Reci
         with pytest.MonkeyPatch.context() as patch:
             for name in ("TrainingStep", "Trainer", "Saver", "BadImageCounter", "build_model"):
                 patch.setattr(run_module, name, recorded(name))
-            patch.setattr(step_module, "wrap_ddp", lambda model, compress: setattr(seen, "ddp", compress) or model)
+            patch.setattr(step_module, "wrap_ddp", lambda model, compress, _: setattr(seen, "ddp", compress) or model)
             patch.setattr(step_module.TrainingStep, "warm_up", lambda self, *words: None)  # The warm-up takes a while.
             recipe = load_synthetic([*SETTINGS, *changes])
             # A recipe of synthetic images with this key is refused.
