@@ -43,7 +43,7 @@ def elastic(tiny_image_folder: Callable[..., Path], tmp_path_factory: pytest.Tem
     images = tiny_image_folder(classes=3, per_class=24, size=40, val_per_class=3)
 
     @cache
-    def get(world: int, precision: str = "fp64") -> Lab:
+    def get(world: int, precision: str) -> Lab:
         lab = Lab(world, tmp_path_factory.mktemp(f"{precision}-{world}"), RECIPE.format(images=images))
         trainings = [Training("whole", settings=SETTINGS[precision])]
         if precision == "fp64":
@@ -53,7 +53,7 @@ def elastic(tiny_image_folder: Callable[..., Path], tmp_path_factory: pytest.Tem
         lab.perform(*trainings)
         return lab
 
-    return get
+    return lambda world, precision="fp64": get(world, precision)  # For `cache`, a default is another argument.
 
 
 def off(one: list[float], other: list[float]) -> float:

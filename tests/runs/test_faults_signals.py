@@ -64,12 +64,12 @@ def draw(row, column):
     return world, name, stops
 
 
-EVERY_DAY = [
-    (2, "SIGUSR1", [("step:3", "torchrun")]),
-    (1, "SIGTERM", [("import", "first")]),
+EVERY_DAY = [(2, "SIGUSR1", [("step:3", "torchrun")]), (1, "SIGTERM", [("import", "first")])]
+SOME = [
     (3, "SIGINT", [("validate:4", "last")]),
+    (3, "SIGUSR1", [("step:3", "torchrun")]),
+    (2, "SIGINT", [("import", "last")]),
 ]
-SOME = [(3, "SIGUSR1", [("step:3", "torchrun")]), (2, "SIGINT", [("import", "last")])]
 FULL = [draw(row, column) for row in range(len(STOPS)) for column in range(len(NAMES))]
 MORE = [draw(row, len(NAMES) + row) for row in range(len(STOPS))]
 

@@ -43,6 +43,7 @@ def test_a_checkpoint_of_0_1_0_is_validated(run_command, tmp_path, digits_folder
     assert found["loss"] == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.full
 def test_a_run_of_0_1_0_is_resumed(run_command, digits_folder, checkpoint):
     run = checkpoint.parents[1]
     settings = ["checkpoint.every=4ep", "checkpoint.keep=10", "ema.decay=0.95", "evaluation.weights=ema"]
