@@ -1,4 +1,4 @@
-"""Models as timm describes them: `config.json` beside the weights, arguments in a checkpoint, names of parameters.
+"""Models as timm describes them: `config.json` next to the weights, arguments in a checkpoint, names of parameters.
 
 A description may come from a stranger. timm's reader of the file is `load_model_config_from_path` in
 https://github.com/huggingface/pytorch-image-models/blob/main/timm/models/_hub.py. The names of parameters are in

@@ -159,7 +159,7 @@ def choose_format(output: Path | None, given: str | None, features: Path | None)
         raise UsageError(f"--output and --features are the same file, {shown_path(output)}; choose two files")
     if features is not None and features.suffix not in (".npy", ".parquet"):
         raise UsageError(
-            f"--features {shown_path(features)}: the ending is neither .npy nor .parquet; choose another name"
+            f"--features {shown_path(features)}: the ending is not .npy or .parquet; choose another name"
         )
     chosen = given or (_ENDINGS.get(output.suffix) if output else "table")
     if chosen is None:

@@ -242,7 +242,7 @@ def test_memory_that_runs_out_names_the_option(classify, monkeypatch, checkpoint
         ("", ["{photo}", "--features", "{photo}/f.npy"], 2, "cannot be written; choose another file with --features"),
         ("", ["{photo}", "--output", "{}"], 2, "--format"),
         ("", ["{photo}", "--output", "{}", "--format", "csv"], 2, "choose another file with --output"),
-        ("", ["{photo}", "--features", "/dev/null"], 2, "neither .npy nor .parquet"),
+        ("", ["{photo}", "--features", "/dev/null"], 2, "is not .npy or .parquet"),
         ("", ["{photo}", "--format", "parquet"], 2, "--output FILE"),
         ("", ["{photo}", "--output", "{}/a.csv", "--features", "{}/a.csv"], 2, "the same file"),
         ("", ["{photo}", "--top", "0"], 2, "--top"),
