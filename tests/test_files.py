@@ -1,4 +1,4 @@
-"""Regular files and other paths, atomic writes, and reads of hostile files."""
+"""Regular files and other paths, atomic writes, reads of hostile files, addresses, and the home folder."""
 
 import argparse
 import itertools

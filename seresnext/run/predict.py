@@ -158,9 +158,7 @@ def choose_format(output: Path | None, given: str | None, features: Path | None)
     if output is not None and output == features:
         raise UsageError(f"--output and --features are the same file, {shown_path(output)}; choose two files")
     if features is not None and features.suffix not in (".npy", ".parquet"):
-        raise UsageError(
-            f"--features {shown_path(features)}: the ending is not .npy or .parquet; choose another name"
-        )
+        raise UsageError(f"--features {shown_path(features)}: the ending is not .npy or .parquet; choose another name")
     chosen = given or (_ENDINGS.get(output.suffix) if output else "table")
     if chosen is None:
         raise UsageError(f"--output {output}: the ending is none of {', '.join(_ENDINGS)}; add --format")

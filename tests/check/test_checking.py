@@ -1,4 +1,4 @@
-"""The command as a user runs it: the table, the JSON, and the exit codes of good and bad runs."""
+"""The command as a user runs it: the table, the JSON and the exit codes; disk, time and price of a run."""
 
 import json
 import os

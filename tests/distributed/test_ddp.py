@@ -1,4 +1,4 @@
-"""Gradients of two real processes with a timer, against the mean of the gradients of each process."""
+"""Gradients of two real processes against the mean of the gradients of each, and the times of ranks."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The world for an environment of torchrun, for no such environment, and for a broken one."""
+"""The world for an environment of torchrun, for none, and for a broken one, and GPUs that torch does not see."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The command `doctor`, from the folder to the page, the JSON file and the list that a training leaves out."""
+"""The command `doctor`, from the folder to the page in a browser, the JSON file and the list of exclusions."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""All splits as one reader, and the look at each image."""
+"""All splits as one reader, the look at each image, and copies against a plain comparison."""
 
 import hashlib
 import itertools

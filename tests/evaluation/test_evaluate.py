@@ -1,4 +1,4 @@
-"""Evaluation equals a plain loop over images, to the bit on any number of ranks."""
+"""Evaluation equals a plain loop over images, to the bit on any number of ranks, and top-k counts equal timm's."""
 
 import math
 import sys

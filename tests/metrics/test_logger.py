@@ -1,4 +1,4 @@
-"""Events of a run in all sinks and on the console, and silent ranks."""
+"""Events of a run in all sinks and on the console, silent ranks, and the picture of the first batch."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Loading weights: files that fit, files that are refused, and messages."""
+"""Loading weights: files that fit, files that are refused, and messages; folded models against timm's network."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""`seresnext prepare digits` as a user starts it."""
+"""`seresnext prepare digits` and `seresnext prepare cifar10` as a user starts them."""
 
 import gzip
 from collections import Counter

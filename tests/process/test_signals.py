@@ -1,4 +1,4 @@
-"""Child processes of a training survive the stop signals, and end with the training."""
+"""Stop signals are requests, which children survive, and a fork that hangs at once is replaced."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Overrides, origins, and recipes from plain values. Mistakes: test_errors.py."""
+"""Lookup of recipes, bases, overrides, origins, and recipes from plain values. Mistakes: test_errors.py."""
 
 from pathlib import Path
 

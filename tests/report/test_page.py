@@ -1,4 +1,4 @@
-"""The report: the page in a browser, and the commands that write the page."""
+"""The report: the page in a browser, the commands that write the page, and Grad-CAM against the formula."""
 
 import json
 from unittest.mock import Mock

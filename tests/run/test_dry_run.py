@@ -1,4 +1,4 @@
-"""The measurements of a dry run. tests/runs/test_mistakes.py has whole dry runs."""
+"""The measurements of a dry run, and median, range and rates. tests/runs/test_mistakes.py has whole dry runs."""
 
 import math
 from pathlib import Path

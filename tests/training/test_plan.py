@@ -1,4 +1,4 @@
-"""Lengths in steps, due actions, and the end of a run."""
+"""Lengths in steps, due actions, the end of a run, and the choice of the best validation."""
 
 import math
 from dataclasses import replace

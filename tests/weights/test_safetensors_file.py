@@ -1,4 +1,4 @@
-"""Oracle: the safetensors library."""
+"""Files against the safetensors library, and the marks of checkpoints: damaged ones are no bare weights."""
 
 import json
 import os
