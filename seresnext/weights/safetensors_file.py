@@ -50,6 +50,24 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
+def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Return tensors and metadata of a safetensors file as `read_safetensors`, or None for a file of another kind.
+
+    A file with the first bytes of a checkpoint needs no ending. The digest of a checkpoint is checked. The metadata of
+    a bare file of weights are empty, even if another tool wrote some.
+    """
+    if path.suffix != ".safetensors":
+        with open_weights_file(path) as file:  # A checkpoint can be a step-00000003.safetensors.superseded.
+            if file.read(DIGEST_OFFSET)[8:] != HEADER_START:
+                return None
+    tensors, metadata = read_safetensors(path)
+    if not is_checkpoint(metadata):
+        return tensors, {}
+    verify_digest(path)
+    check_format(metadata.get("format"), shown_path(path))
+    return tensors, metadata
+
+
 @contextmanager
 def _opened(path: Path, framework: str) -> Iterator[Any]:
     with open_weights_file(path) as file:
