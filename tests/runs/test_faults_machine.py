@@ -119,7 +119,7 @@ def test_shared_memory_that_is_full(start_command, train_arguments, tmp_path):
 # ------------------------------------------------------------------------------------------------ folders
 
 
-@pytest.mark.parametrize("world", [1, 3, *(pytest.param(world, marks=full) for world in (2, 4))])
+@pytest.mark.parametrize("world", [1, *(pytest.param(world, marks=full) for world in (2, 3, 4))])
 def test_two_trainings_in_one_folder(start_faulty, faulty, whole_digest, tmp_path, world):
     """The second training is refused, names the first, and does not disturb the first."""
     run, more = tmp_path / "run", SIZES[world]

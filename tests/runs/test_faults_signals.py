@@ -128,11 +128,11 @@ def test_asked_to_stop(stop, assert_resumes, tmp_path, world, name, stops):
 @pytest.mark.parametrize(
     ("world", "first", "second"),
     [
-        (3, "signal:SIGINT", "signal:SIGTERM"),
+        (1, "signal:SIGTERM", "signal:SIGTERM"),
         *(
             pytest.param(*case, marks=full)
             for case in [
-                (1, "signal:SIGTERM", "signal:SIGTERM"),
+                (3, "signal:SIGINT", "signal:SIGTERM"),
                 (2, "torchrun:SIGTERM", "torchrun:SIGTERM"),
                 (4, "torchrun:SIGINT", "torchrun:SIGTERM"),
             ]

@@ -52,6 +52,7 @@ def test_broken_images_are_replaced_until_they_are_too_many(fails, images, tmp_p
     fails(3, *more, "--set", "data.max_bad_images=1", expect=["data.max_bad_images (1)"])
 
 
+@pytest.mark.full
 def test_our_torchrun_ends_as_its_workers(torchrun, train_arguments, tmp_path):
     """A missing folder gives one line without a rank, the exit code of data, and no line of torchrun."""
     arguments = train_arguments(tmp_path / "run", "--data", str(tmp_path / "nowhere"))
