@@ -22,13 +22,7 @@ from seresnext.models.locate import find_weights
 from seresnext.models.preprocessing import Preprocessing, published_preprocessing
 from seresnext.models.registry import MODELS, canonical_name, create_model
 from seresnext.models.senet import SENet
-from seresnext.models.timm_config import (
-    CONFIG,
-    TimmConfig,
-    from_timm_names,
-    preprocessing_of_arguments,
-    read_config,
-)
+from seresnext.models.timm_config import CONFIG, TimmConfig, from_timm_names, preprocessing_of_arguments, read_config
 from seresnext.recipe.schema import Recipe
 from seresnext.weights import read_weights
 from seresnext.weights.names import model_tensors

@@ -217,7 +217,7 @@ class StopRequest:
 # done nothing yet, and the next attempt replaces the process.
 FORK_PATIENCE = 10.0
 # The attempt after these waits as long as it takes: on a machine that is too busy to begin a process, more do not help.
-_FORKS = 5
+_FORK_ATTEMPTS = 5
 
 
 class _Popen(popen_fork.Popen):
@@ -229,7 +229,7 @@ class _Popen(popen_fork.Popen):
     """
 
     def _launch(self, process_obj: Any) -> None:
-        for patience in (*[FORK_PATIENCE] * _FORKS, None):
+        for patience in (*[FORK_PATIENCE] * _FORK_ATTEMPTS, None):
             begun, process_obj.begun = os.pipe()
             try:
                 super()._launch(process_obj)  # pyright: ignore[reportAttributeAccessIssue]

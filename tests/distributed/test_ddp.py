@@ -147,13 +147,13 @@ def measured(tmp_path_factory):
 def test_the_end_is_the_moment_in_which_the_last_bucket_is_ready(measured):
     """The oracle is a hook of the first layer's weight, whose gradient is the last one of each backward pass."""
     for rank in measured:
-        assert rank["times"][2] == pytest.approx(rank["gradient"], abs=0.03)
+        assert rank["times"][2] == pytest.approx(rank["gradient"], abs=0.02)
 
 
 def test_the_time_of_a_slow_rank_is_its_own(measured):
     """Rank 1 sleeps 0.2 s in both passes of a step. Rank 0 waits in each all-reduce, and the wait does not count."""
     (_, data, fast), (_, _, slow) = (rank["times"] for rank in measured)
-    assert slow - fast == pytest.approx(0.4, abs=0.1)
+    assert slow - fast == pytest.approx(0.4, abs=0.07)
     assert data == 0.5
 
 
