@@ -83,8 +83,7 @@ def test_every_module_has_its_test_file():
     assert TESTED_ELSEWHERE.keys() <= {str(path) for path in modules}
     missing = []
     for path in sorted(modules):
-        own = path.parent / f"test_{path.name}"
-        wanted = ROOT / "tests" / TESTED_ELSEWHERE.get(str(path), own)
+        wanted = ROOT / "tests" / TESTED_ELSEWHERE.get(str(path), path.parent / f"test_{path.name}")
         if path.name not in ("__init__.py", "__main__.py") and not wanted.exists():
             missing.append(f"{path}: no {wanted.relative_to(ROOT)}")
     assert missing == []

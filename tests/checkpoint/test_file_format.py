@@ -91,8 +91,7 @@ def test_every_flipped_bit_is_found(tmp_path):
 def test_every_truncation_and_addition_is_found(tmp_path):
     path = write(tmp_path / "a", every_kind_of_tensor())
     content = path.read_bytes()
-    lengths = {*range(120), *range(120, len(content), 97), *range(len(content) - 20, len(content))}
-    for length in sorted(lengths):
+    for length in sorted({*range(120), *range(120, len(content), 97), *range(len(content) - 20, len(content))}):
         path.write_bytes(content[:length])
         with pytest.raises(CheckpointError, match=str(path)):
             verify_digest(path)

@@ -96,8 +96,7 @@ def test_the_opinions_of_a_file(photos, tmp_path, monkeypatch):
     networks = Networks(CPU, loaded, folds=0, image_size=32)
     check_known(photos, loaded)
     probabilities, found = ask(photos, loaded, networks)
-    crop = replace(loaded.preprocessing, image_size=32)
-    image = crop(Image.open(io.BytesIO(photos.read(7))))
+    image = replace(loaded.preprocessing, image_size=32)(Image.open(io.BytesIO(photos.read(7))))
     with torch.inference_mode():
         logits = (model.eval()(image[None]) + model(image.flip(2)[None]))[0] / 2
     np.testing.assert_allclose(probabilities[7], logits[[2, 3, 0]].softmax(0), rtol=1e-3)

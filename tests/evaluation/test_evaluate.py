@@ -324,8 +324,7 @@ def by_hand(logits, labels, k):
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         if any(value != value for value in row):
             continue
-        best = sorted(range(len(row)), key=lambda number: (-row[number], number))[:k]
-        count += label in best
+        count += label in sorted(range(len(row)), key=lambda number: (-row[number], number))[:k]
     return count
 
 

@@ -108,8 +108,7 @@ def test_the_hub_reads_the_card(checkpoint: Path, result: Path, tmp_path: Path, 
     path = tmp_path / "new" / "README.md"
     assert run("card", "--checkpoint", checkpoint, "--evaluation", result, "--output", path) == 0
     card = ModelCard.load(path)
-    header = yaml.safe_load(card.content.split("---")[1])
-    name, results = model_index_to_eval_results(header["model-index"])
+    name, results = model_index_to_eval_results(yaml.safe_load(card.content.split("---")[1])["model-index"])
     assert name == "legacy_seresnext26_32x4d, 5 classes"
     metrics = [("Top 1 Accuracy", 81.25), ("Top 5 Accuracy", 99.5)]
     assert [(found.metric_name, found.metric_value) for found in results] == metrics

@@ -52,8 +52,7 @@ def fed(watch, losses, norms=None):
 def test_the_limit_is_the_highest_of_three(values, ratio):
     """SciPy's median absolute deviation is the oracle. In each case another limit is the highest."""
     middle = np.median(values)
-    spread = median_abs_deviation(values, scale="normal")
-    limits = [ratio * middle, middle + 6 * spread, 1.5 * max(values)]
+    limits = [ratio * middle, middle + 6 * median_abs_deviation(values, scale="normal"), 1.5 * max(values)]
     assert usual(values, ratio) == pytest.approx((middle, max(limits)), rel=1e-4)
 
 

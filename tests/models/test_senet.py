@@ -313,8 +313,7 @@ def test_frozen_stages_learn_nothing_and_their_statistics_stay() -> None:
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1).step()
     changed = {name.partition(".")[0] for name, tensor in model.state_dict().items() if not before[name].equal(tensor)}
     assert changed == {"layer1", "layer3", "layer4", "last_linear"}
-    with_gradient = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None}
-    assert with_gradient == changed
+    assert {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None} == changed
 
 
 @in_planes_and_rows

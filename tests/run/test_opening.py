@@ -138,8 +138,7 @@ def test_processes_that_do_not_fit_are_a_problem_of_the_recipe(photos):
     assert "3 processes" in str(error)
     assert isinstance(refusal(photos, settings[1], world=Ranks(size=3)), DataError)
     for advice in re.findall(r"set (batch[^,]*)", str(error)):
-        sizes = re.findall(r"batch\.\w+=\d+", advice)
-        opened(f"data.root={photos}", *settings, *sizes, world=Ranks(size=3))
+        opened(f"data.root={photos}", *settings, *re.findall(r"batch\.\w+=\d+", advice), world=Ranks(size=3))
     too_few = str(refusal(photos, "model.num_classes=3", world=Ranks(size=64)))
     assert "55 training" in too_few
     assert "processes" in too_few

@@ -64,8 +64,7 @@ def test_an_early_stop_ends_the_run_for_good(train, run_command, train_arguments
     assert ended["step"] < 8
     assert "early_stop.patience" in ended["reason"]
     before = (run / "metrics.jsonl").read_bytes()
-    result = run_command([PYTHON, *train_arguments(run, *patience)])
-    assert "nothing to do" in result.stdout
+    assert "nothing to do" in run_command([PYTHON, *train_arguments(run, *patience)]).stdout
     assert (run / "metrics.jsonl").read_bytes() == before
     assert status(run)["state"] == "finished"
     assert "early_stop.patience" in status(run)["reason"]

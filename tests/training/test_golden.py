@@ -21,8 +21,7 @@ SETTINGS = [
 
 
 def loss_curve(*changes: str) -> list[float]:
-    loaded = load_recipe("digits", [*SETTINGS, *changes])
-    run = Run(loaded.recipe, None, World(), Console(enabled=False))
+    run = Run(load_recipe("digits", [*SETTINGS, *changes]).recipe, None, World(), Console(enabled=False))
     step = run.trainer(None, None, Progress(), StopRequest())
     losses = []
     step.logger.write = lambda event, left=None: losses.append(event)  # type: ignore[method-assign]

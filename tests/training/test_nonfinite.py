@@ -21,8 +21,7 @@ def names(step, replica):
 
 
 def test_a_loss_names_micro_batches_and_a_gradient_does_not():
-    report = StepResult(4, (1.0, math.nan, math.inf), math.nan, 0.0, False, skipped=True)
-    skip = describe_skip(report, names)
+    skip = describe_skip(StepResult(4, (1.0, math.nan, math.inf), math.nan, 0.0, False, skipped=True), names)
     assert (skip.step, skip.reason) == (5, "the loss is nan in micro-batches 2, 3 of 3")
     assert skip.samples == ["4/1/0.jpg", "4/1/1.jpg", "4/2/0.jpg", "4/2/1.jpg"]
     skip = describe_skip(StepResult(4, (1.0, 1.0), math.inf, 0.0, False, skipped=True), names)

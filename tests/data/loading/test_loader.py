@@ -295,9 +295,14 @@ def test_a_signal_that_comes_before_a_worker_ignores_it_is_ignored_too():
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
-def test_batches_that_go_to_a_gpu_need_shared_memory_with_a_message():
-    # A limit on the size of files also limits shared memory. Only the worker has the limit.
-    error = fails(lambda key: resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8)), pin=True)
+def test_batches_that_go_to_a_gpu_need_shared_memory_with_a_message(tmp_path):
+    def limit(key: BatchKey) -> None:
+        (tmp_path / f"torch_{os.getpid()}").touch()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))  # A limit on the size of files also limits shared memory.
+
+    error = fails(limit, pin=True)
+    for left in [left for worker in tmp_path.iterdir() for left in Path("/dev/shm").glob(f"{worker.name}_*")]:
+        left.unlink()  # torch does not remove a file that is too large.
     assert "no shared memory" in error
     assert "--shm-size" in error
 
