@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 from seresnext.errors import Failure
@@ -60,7 +61,10 @@ def _run(arguments: Sequence[str] | None) -> None:
         options.signals_to_handle = ",".join(filter(_is_handled, options.signals_to_handle.split(",")))
         if options.nnodes not in ("1", "1:1"):
             _prepare_machine(options.rdzv_conf)
-        run(options)
+        with TemporaryDirectory(prefix="torchelastic_") as folder:
+            if options.log_dir is None and options.redirects == options.tee == "0":
+                options.log_dir = folder  # torch would make a folder for logs, and leave the folder empty behind.
+            run(options)
     except SignalException as stopped:
         sys.exit(_BY_SIGNAL + stopped.sigval)
     except (RendezvousError, DistError) as error:

@@ -52,6 +52,14 @@ def test_under_nohup_a_closed_terminal_is_ignored(ends, monkeypatch, ignored):
     assert ends.handled == (["SIGTERM", "SIGINT", "SIGQUIT"] if ignored else ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"])
 
 
+@pytest.mark.parametrize("options", [[], ["--tee=3"]])
+def test_only_logs_are_left_behind(run_command, tmp_path, options):
+    command = [sys.executable, "-m", "seresnext.torchrun", "--standalone", *options, "--no-python", "true"]
+    assert run_command(command, env={"TMPDIR": str(tmp_path)}).returncode == 0
+    found = {path.name for path in tmp_path.rglob("*")}
+    assert "stdout.log" in found if options else not found
+
+
 def failed(exitcode, rank=1):
     return ChildFailedError("train.py", {rank: ProcessFailure(rank, 17, exitcode, "nowhere")})
 

@@ -90,6 +90,5 @@ def test_a_pod_has_the_program_and_the_time_to_save():
     shell, script = spec["trainer"]["command"]
     assert shell == "bash"
     assert "\nWORKDIR /app\n" in (ROOT / "Dockerfile").read_text()
-    text = (ROOT / Path(script).relative_to("/app")).read_text()
-    (timeout,) = re.findall(r"--shutdown-timeout (\d+)", text)
+    (timeout,) = re.findall(r"--shutdown-timeout (\d+)", (ROOT / Path(script).relative_to("/app")).read_text())
     assert part(spec, POD)["terminationGracePeriodSeconds"] > int(timeout)

@@ -143,8 +143,7 @@ def test_one_warning_counts_turned_images_in_both_splits():
         "training": Images(encoded(), encoded(orientation=3), encoded("RGBA", "PNG")),
         "validation": Images(encoded(orientation=8), encoded(orientation=8)),
     }
-    surveys = {name: survey(reader, Decoding(10**6)) for name, reader in readers.items()}
-    text = describe(surveys, readers)
+    text = describe({name: survey(reader, Decoding(10**6)) for name, reader in readers.items()}, readers)
     assert text is not None
     for words in ("1 of 3 training", "image 1", "2 of 2 validation", "image 0", "data.exif_rotation=true"):
         assert words in text
