@@ -31,6 +31,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 IMAGENET_SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
 TREE_MARK = "SERESNEXT_TEST_TREE"
+_BUSY = 3  # A busy machine needs so many times the seconds that a test gives a command.
 # Markers of tests that run only if the option of the same name is given, and the reason for the skip.
 ON_REQUEST = {"gpu": "needs a CUDA device", "full": "takes long"}
 
@@ -83,7 +84,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Wait until `condition()` holds. Fail after some seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -171,21 +172,21 @@ class Command:
         )
 
     def wait_for(self, condition: Callable[[], bool], timeout: float = 60) -> None:
-        """Wait until `condition()` holds. Fail if the command ends first, or after `timeout` seconds."""
-        deadline = time.monotonic() + timeout
+        """Wait until `condition()` holds. Fail if the command ends first, or after `_BUSY * timeout` seconds."""
+        deadline = time.monotonic() + _BUSY * timeout
         while not condition():
             if (code := self.process.poll()) is not None and not condition():
                 self._fail(f"ended with {code} before the condition held")
             if time.monotonic() > deadline:
-                self._fail(f"the condition did not hold within {timeout} s")
+                self._fail(f"the condition did not hold within {_BUSY * timeout} s")
             time.sleep(0.05)
 
     def finish(self, timeout: float = 120, grace: float = 10) -> Result:
-        """Wait for the end. Fail after `timeout` seconds, or if a process is left `grace` seconds later."""
+        """Wait for the end. Fail after `_BUSY * timeout` seconds, or if a process is left `grace` seconds later."""
         try:
-            returncode = self.process.wait(timeout)
+            returncode = self.process.wait(_BUSY * timeout)
         except subprocess.TimeoutExpired:
-            self._fail(f"still ran after {timeout} s")
+            self._fail(f"still ran after {_BUSY * timeout} s")
         seconds = time.monotonic() - self._start
         deadline = time.monotonic() + grace
         while (orphans := self.alive()) and time.monotonic() < deadline:

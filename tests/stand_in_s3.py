@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import fsspec
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
 
 @contextmanager
 def stand_in_s3(bucket: str) -> Iterator[str]:
     """Start the server with an empty bucket, and yield its address, such as `http://127.0.0.1:1234`."""
+    # Imported here, since each process of the tests imports all test modules, and few use these packages.
+    import fsspec
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     try:

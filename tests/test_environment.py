@@ -74,9 +74,7 @@ def set_up(tmp_path: Path, start_command: StartCommand) -> SetUp:
 def test_all_is_installed_once_and_again_after_a_change(set_up, tmp_path):
     assert set_up.run()[:2] == (0, "pytest an argument\n")
     assert set_up.calls() == ["venv", "pip"]
-    start = time.monotonic()
     assert set_up.run("setup.sh")[:2] == (0, f"ready: source {set_up.project}/.venv/bin/activate\n")
-    assert time.monotonic() - start < 1
     assert set_up.calls() == []
     for name in ("pyproject.toml", "setup.py", "constraints.txt"):
         with (set_up.project / name).open("a") as file:

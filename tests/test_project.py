@@ -187,25 +187,6 @@ def test_recipe_reference_is_the_schema():
     assert (ROOT / "docs" / "recipe.md").read_text().endswith("\n\n" + script.recipe_reference())
 
 
-def test_readme_table_of_models_is_the_code():
-    import torch
-
-    from seresnext.models import MODELS, create_model
-    from seresnext.models.index import count_multiply_adds
-
-    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `seresnext")]
-    for name, row in MODELS.items():
-        with torch.device("meta"):
-            model = create_model(name)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        file = row.weights_urls[-1].rpartition("/")[2]
-        assert any(
-            f"| {parameters:,} | {count_multiply_adds(model) / 1e9:.2f} G | [`{file}`]" in line
-            and line.endswith(f"| {row.top1} / {row.top5} |")
-            for line in table
-        )
-
-
 def test_readme_python_example_runs(tmp_path, monkeypatch):
     import torch
     from PIL import Image

@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from launcher import PYTHON
 from torch.distributed import DistNetworkError
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -54,7 +55,7 @@ def test_under_nohup_a_closed_terminal_is_ignored(ends, monkeypatch, ignored):
 
 @pytest.mark.parametrize("options", [[], ["--tee=3"]])
 def test_only_logs_are_left_behind(run_command, tmp_path, options):
-    command = [sys.executable, "-m", "seresnext.torchrun", "--standalone", *options, "--no-python", "true"]
+    command = [PYTHON, "-m", "seresnext.torchrun", "--standalone", *options, "--no-python", "true"]
     assert run_command(command, env={"TMPDIR": str(tmp_path)}).returncode == 0
     found = {path.name for path in tmp_path.rglob("*")}
     assert "stdout.log" in found if options else not found

@@ -147,8 +147,8 @@ def test_clocks_are_compared_with_that_of_rank_0():
     world = Mock(gather=Mock(return_value=[(100.0, 0.001), (105.0, 0.002), (99.0, 0.001)]))
     assert measure_clocks(world) == ([0.0, 5.0, -1.0], 0.002)
     ((reading, took),), _ = world.gather.call_args
-    assert abs(reading - time.time()) < 5
-    assert 0 < took < 1
+    assert abs(reading - time.time()) < 60
+    assert 0 < took < 60
 
 
 @pytest.mark.parametrize(

@@ -320,12 +320,12 @@ def test_a_store_that_does_not_answer_delays_the_end_for_a_bounded_time(
     monkeypatch.setattr(mirror_module, "END_SECONDS", 0.5)
     began = time.monotonic()
     made.add(save(tmp_path, 1))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
     connection, _ = silence.accept()
     began = time.monotonic()
     with connection:
         made.close()
-    assert 1 < time.monotonic() - began < 10
+    assert 1 < time.monotonic() - began < 30
     assert made._process.wait(5) == -signal.SIGKILL
     assert "lacks the checkpoint of step 1, since the upload did not end within 2 s" in made.lines[-1]
 

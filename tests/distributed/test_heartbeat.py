@@ -1,11 +1,10 @@
 """Heartbeats: a lost rank and a failed rank are named, and a busy rank is not."""
 
 import itertools
-import subprocess
-import sys
 import time
 from unittest.mock import DEFAULT, Mock
 
+import launcher
 import pytest
 import torch.distributed as dist
 
@@ -138,7 +137,8 @@ for number, case in enumerate(sys.argv[2:]):
         live(what, float(timeout))
         os._exit(0)
     children.append(pid)
-print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
+with open(f"{sys.argv[1]}/codes", "w") as file:
+    print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children), file=file)
 """
 # The start of the message, if the process ends; nothing if another process prints the message.
 CASES = {
@@ -170,9 +170,9 @@ STORES = {
 def silences(tmp_path_factory):
     """Return the exit code, stdout and stderr of each case."""
     folder, cases = tmp_path_factory.mktemp("silences"), [*CASES, *STORES]
-    words = [sys.executable, "-c", SILENCE, folder, *cases]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
-    codes = map(int, result.stdout.split())
+    (folder / "silence.py").write_text(SILENCE)
+    launcher.complete(1, [folder / "silence.py", folder, *cases])
+    codes = map(int, (folder / "codes").read_text().split())
     printed = ([(folder / f"{number}-{stream}").read_text() for stream in (1, 2)] for number in range(len(cases)))
     return {case: (code, *texts) for case, code, texts in zip(cases, codes, printed, strict=True)}
 

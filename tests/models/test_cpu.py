@@ -212,7 +212,7 @@ def test_a_changed_block_trains_by_its_modules(change):
             handle.remove()
 
 
-@pytest.fixture(scope="module", params=[PLANES, ROWS], ids=["planes", "rows"])
+@pytest.fixture(scope="module", params=[pytest.param(PLANES, marks=pytest.mark.full), ROWS], ids=["planes", "rows"])
 def model_and_images(request):
     torch.manual_seed(0)
     model = create_model("seresnext26", num_classes=7).eval().to(memory_format=request.param)

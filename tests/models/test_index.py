@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 from exports import run
 from torch import nn
 
@@ -73,6 +74,15 @@ def test_parameters_and_multiply_adds(name: str) -> None:
         model = create_model(name)
     counts = sum(parameter.numel() for parameter in model.parameters()), count_multiply_adds(model)
     assert counts == COUNTS[int(re.findall(r"\d+", name)[0])]
+
+
+def test_the_table_of_the_readme() -> None:
+    """The test above shows that the counts are those of the code."""
+    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `seresnext")]
+    for name, row in MODELS.items():
+        parameters, multiply_adds = COUNTS[int(re.findall(r"\d+", name)[0])]
+        figures = f"| {parameters:,} | {multiply_adds / 1e9:.2f} G | [`{row.weights_urls[-1].rpartition('/')[2]}`]"
+        assert any(figures in line and line.endswith(f"| {row.top1} / {row.top5} |") for line in table), name
 
 
 def test_multiply_adds_by_hand() -> None:

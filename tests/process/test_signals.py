@@ -11,6 +11,7 @@ from multiprocessing import queues
 from pathlib import Path
 
 import pytest
+from launcher import PYTHON
 
 from seresnext.process import signals
 from seresnext.process.signals import FORK, STOP_SIGNALS, StopRequest, block_stop_signals
@@ -31,11 +32,11 @@ def test_stop_signals_do_not_end_blocked_children(blocked, number):
             child.stdout.read(1)
             child.send_signal(number)
             os.kill(os.getpid(), number)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while not stop.requested and time.monotonic() < deadline:
             time.sleep(0.01)
         assert stop.signal == number.name
-        assert wait_for_the_end(child.pid, 0.3 if blocked else 5) is blocked
+        assert wait_for_the_end(child.pid, 0.3 if blocked else 20) is blocked
         child.communicate()
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(STOP_SIGNALS) == set()
 
@@ -323,12 +324,12 @@ with open_batches(source, evaluation_keys(8, 2, 0, 1), workers=2, timeout=20, pi
 
 
 @pytest.fixture
-def answer(tmp_path):
+def answer(tmp_path, run_command):
     """`answer(script, word)`: the output of a process whose first fork hangs."""
 
     def answer(script: str, word: str = "") -> str:
-        command = [sys.executable, "-c", HANGS_ONCE + script, tmp_path / "happened", word]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        (tmp_path / "script.py").write_text(HANGS_ONCE + script)
+        result = run_command([PYTHON, tmp_path / "script.py", tmp_path / "happened", word])
         assert result.returncode == 0, result.stderr
         assert (tmp_path / "happened").exists()
         return result.stdout.strip()

@@ -55,7 +55,7 @@ def problems_of(sizes: dict[str, object]) -> list[str]:
     return []
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(sizes=BATCHES)
 def test_advice_on_sizes_is_accepted(sizes: dict[str, object]) -> None:
     """One advice solves all problems of the sizes."""
@@ -74,7 +74,7 @@ def test_advice_if_no_batch_fits_the_repeats(micro: int, mixup: float, image_siz
     assert problems_of(sizes | {"global_size": 64, "micro_size": 2, "repeats": 1}) == []
 
 
-@settings(max_examples=500)
+@settings(max_examples=150)
 @given(sizes=VALID_BATCHES, world_size=st.integers(1, 9), num_images=st.none() | st.integers(1, 300))
 def test_advice_of_check_world_is_accepted(sizes: dict[str, object], world_size: int, num_images: int | None) -> None:
     try:
@@ -93,7 +93,7 @@ def test_advice_of_check_world_is_accepted(sizes: dict[str, object], world_size:
         check_world(recipe_of(sizes), int(count))
 
 
-@settings(max_examples=500)
+@settings(max_examples=150)
 @given(sizes=VALID_BATCHES, world_size=st.integers(1, 9), num_images=st.integers(1, 300))
 def test_fitting_batch_is_found_if_one_exists(sizes: dict[str, object], world_size: int, num_images: int) -> None:
     found = fitting_batch(recipe_of(sizes), world_size, num_images)

@@ -116,7 +116,7 @@ def test_wrong_value(text: str, parts: list[str], problems: Problems) -> None:
 def test_wrong_file(text: str | bytes, parts: list[str], problems: Problems) -> None:
     start = time.perf_counter()
     (problem,) = problems(text)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 20
     for part in parts:
         assert part in problem
 
@@ -196,7 +196,7 @@ def test_many_bases_are_read_once_each(problems: Problems) -> None:
     Path("30.yaml").write_text("length: 7ep\n")
     start = time.perf_counter()
     assert problems("base: 0.yaml\n" + GOOD) == []
-    assert time.perf_counter() - start < 5  # 2^30 reads would take hours
+    assert time.perf_counter() - start < 20  # 2^30 reads would take hours
     for i in range(30, 60):
         Path(f"{i}.yaml").write_text(f"base: {i + 1}.yaml\n")
     (problem,) = problems("base: 0.yaml\n" + GOOD)

@@ -35,7 +35,7 @@ recipes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(recipes)
 def test_round_trip_of_any_recipe(values: dict[str, Any]) -> None:
     full = to_values(recipe_from_values(values, "hypothesis"))

@@ -6,13 +6,11 @@ import gc
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
 import pytest
+from launcher import PYTHON
 
 from seresnext.distributed import World
 from seresnext.errors import UsageError
@@ -43,8 +41,8 @@ def listing(path):
     return sorted(str(entry.relative_to(path)) for entry in path.rglob("*") if entry.is_file())
 
 
-def test_a_killed_training_holds_nothing(path):
-    code = f"""
+def test_a_killed_training_holds_nothing(path, start_command, tmp_path):
+    (tmp_path / "hold.py").write_text(f"""
 import sys, time
 from pathlib import Path
 from seresnext.distributed import World
@@ -53,14 +51,13 @@ folder = RunFolder(Path({str(path)!r}), World())
 folder.open()
 print("open", flush=True)
 time.sleep(60)
-"""
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
-        assert holder.stdout.readline() == "open\n"
-        with pytest.raises(UsageError, match=f"process {holder.pid} on "):
-            opened(path)
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
+""")
+    holder = start_command([PYTHON, tmp_path / "hold.py"])
+    holder.wait_for(lambda: holder.output == "open\n")
+    with pytest.raises(UsageError, match=f"process {holder.process.pid} on "):
         opened(path)
+    holder.kill()
+    opened(path)
 
 
 def test_a_path_that_is_no_folder(tmp_path):

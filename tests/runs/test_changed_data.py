@@ -24,6 +24,7 @@ def set_fixed_times(data: Path) -> None:
         os.utime(folder, (0, 0))
 
 
+@pytest.mark.full
 def test_new_images_are_trained_and_one_rank_lists(
     run_world: Callable, train_arguments: Callable, data: Path, tmp_path: Path
 ):

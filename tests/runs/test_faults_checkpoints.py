@@ -55,7 +55,8 @@ def test_a_damaged_newest_is_passed_over(stopped, run_again, whole_digest, damag
     assert digest(stopped) == whole_digest(1)
 
 
-@pytest.mark.parametrize("world", [2, *(pytest.param(world, marks=full) for world in (3, 4))])
+@full
+@pytest.mark.parametrize("world", [2, 3, 4])
 def test_in_every_world(start_faulty, run_again, whole_digest, tmp_path, world):
     """The newest is damaged, all ranks resume from the checkpoint before, and the recipe decides the files to keep."""
     run = tmp_path / "run"

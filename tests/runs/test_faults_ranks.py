@@ -28,12 +28,13 @@ def named(result, run, rank):
 
 REAL = "memory:20000000"  # A limit of so many bytes, and not only an error that is raised.
 KILL, FREEZE = "signal:SIGKILL", "signal:SIGSTOP"
-EVERY_DAY = (3, [("reduce:5", KILL, 1)])
+EVERY_DAY = (2, [("reduce:5", KILL, 1)])
 FULL = [
     (1, [("reduce:5", KILL, 0), ("step:5", REAL, 0)]),
     (2, [("step:0", KILL, 0), ("validate:4", KILL, 1), ("step:5", FREEZE, 0), ("step:5", "memory", 1)]),
     (2, [("end", KILL, 0)]),
     (3, [("step:0", KILL, 2), ("validate:4", KILL, 0), ("step:5", FREEZE, 1), ("step:5", REAL, 2)]),
+    (3, [("reduce:5", KILL, 1)]),
     (4, [("step:0", KILL, 3), ("reduce:5", KILL, 0), ("step:5", FREEZE, 3), ("step:5", REAL, 0)]),
 ]  # fmt: skip
 

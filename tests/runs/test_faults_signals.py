@@ -64,8 +64,9 @@ def draw(row, column):
     return world, name, stops
 
 
-EVERY_DAY = [(2, "SIGUSR1", [("step:3", "torchrun")]), (1, "SIGTERM", [("import", "first")])]
+EVERY_DAY = [(2, "SIGUSR1", [("step:3", "last")])]
 SOME = [
+    (1, "SIGTERM", [("import", "first")]),
     (3, "SIGINT", [("validate:4", "last")]),
     (3, "SIGUSR1", [("step:3", "torchrun")]),
     (2, "SIGINT", [("import", "last")]),
@@ -282,7 +283,7 @@ def test_a_second_ctrl_c_ends_at_once(start_faulty, assert_resumes, tmp_path):
     assert command.process.poll() is None  # The control: one asks only.
     asked = time.monotonic()
     command.process.send_signal(signal.SIGINT)
-    result = command.finish(timeout=10, grace=5)
-    assert time.monotonic() - asked < 10
+    result = command.finish()
+    assert time.monotonic() - asked < 25  # The rank is held for 120.
     assert result.returncode != 0
     assert_resumes(run)

@@ -143,10 +143,11 @@ def test_a_small_file_takes_little(measure: Probe, tmp_path: Path, bomb: str) ->
     assert_refused(measure("validate.py", "--checkpoint", path), megabytes=130, seconds=10)
 
 
-@pytest.mark.parametrize(("bomb", "use"), [
-    ("bytearray", "x"), ("tensor", "x.zero_()"), ("deflated", "x['w'].sum()"),
-    pytest.param("stride 0", "x['w'].contiguous()", marks=pytest.mark.full),
-])  # fmt: skip
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("bomb", "use"),
+    [("bytearray", "x"), ("tensor", "x.zero_()"), ("deflated", "x['w'].sum()"), ("stride 0", "x['w'].contiguous()")],
+)
 def test_torch_lets_it_take_much(measure: Probe, tmp_path: Path, bomb: str, use: str) -> None:
     """The control, with `weights_only=True`."""
     path = tmp_path / "weights.pth"
@@ -180,6 +181,7 @@ def test_a_header_takes_little(measure: Probe, tmp_path: Path, header: str) -> N
     assert_refused(measure("validate.py", "--checkpoint", path), megabytes=160, seconds=10)
 
 
+@pytest.mark.full
 def test_the_library_lets_a_header_take_much(measure: Probe, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(safetensors(HEADERS["metadata"]()))

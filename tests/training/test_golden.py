@@ -41,6 +41,7 @@ def test_the_golden_curve(curve):
     assert curve == pytest.approx(golden, rel=1e-10)
 
 
+@pytest.mark.full
 def test_a_changed_weight_decay_moves_it(curve):
     """The control: the smallest influence in the recipe changes the curve."""
     other = loss_curve("optimizer.weight_decay=2e-4")

@@ -107,10 +107,10 @@ def test_a_server_that_does_not_answer_is_given_up(
         with pytest.raises(TimeoutError, match="no answer"):
             download(f"http://127.0.0.1:{silent.getsockname()[1]}/{NAME}", tmp_path)
     # A name server that does not answer blocks without a timeout.
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: threading.Event().wait(1) or [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: threading.Event().wait(20) or [])
     with pytest.raises(TimeoutError, match="no answer"):
         download(f"http://host.invalid/{NAME}", tmp_path)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 15
     monkeypatch.undo()
     with pytest.raises(OSError, match="404"):
         download(f"{server.url}/none-{NAME}", tmp_path)

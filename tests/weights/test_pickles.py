@@ -122,7 +122,7 @@ def test_many_keys_of_one_hash() -> None:
     pairs = b"".join(b"\x8a\x0b" + key.to_bytes(11, "little") + b"N" for key in keys)
     start = time.monotonic()
     assert "very long number" in refusal(b"\x80\x02}(" + pairs + b"u.")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
 
 
 def test_dimensions_without_end() -> None:

@@ -126,8 +126,7 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("size", [224, 64])
-@pytest.mark.parametrize("case", POLICIES)
+@pytest.mark.parametrize(("case", "size"), [*((case, 224) for case in POLICIES), ("randaugment", 64)])
 def test_operations_are_drawn_as_by_torchvision(case: str, size: int, monkeypatch: pytest.MonkeyPatch):
     policy, oracle = POLICIES[case]
     count = 8000

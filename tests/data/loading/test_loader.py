@@ -3,7 +3,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import until
+from launcher import PYTHON
 
 from seresnext.data.augment.crop import ImageSizeSchedule
 from seresnext.data.batches import Batch, TrainImages
@@ -115,7 +116,7 @@ def test_workers_end_with_the_block_when_it_is_left_early(all_end, seconds: int,
         assert len(all_end()) == 3
         started = time.monotonic()
     assert all_end() == set()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
 
 
 def test_workers_die_with_a_trainer_that_is_killed(start_command, tmp_path: Path):
@@ -136,15 +137,12 @@ def test_workers_die_with_a_trainer_that_is_killed(start_command, tmp_path: Path
         "    print('loading', flush=True)\n"
         "    time.sleep(600)\n"
     )
-    command = start_command([sys.executable, script])
+    command = start_command([PYTHON, script])
     command.wait_for(lambda: "loading" in command.output)
     assert len(command.alive()) == 4
     os.kill(command.process.pid, signal.SIGKILL)
     command.process.wait(10)
-    deadline = time.monotonic() + 10
-    while command.alive() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert command.alive() == []
+    until(lambda: command.alive() == [])
 
 
 # ------------------------------------------------------------------------------------------------- failures
@@ -248,7 +246,7 @@ def test_a_worker_that_hangs_is_given_up_after_the_timeout_and_ended():
     assert "no loader worker answered while the trainer waited for the batch of step 3, replica 0:" in error
     assert "these images: number 12, number 13, number 14, number 15." in error
     assert "runtime.loader_timeout" in error
-    assert time.monotonic() - started < 12
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("pin", [False, pytest.param(True, marks=pytest.mark.gpu)])
@@ -265,14 +263,14 @@ def test_a_worker_that_is_frozen_is_given_up_with_batches_of_its_under_way(all_e
 
     def read(batches: Iterator[Batch]) -> None:
         while not any(map(is_frozen, all_end())):
-            assert time.monotonic() - started < 20
+            assert time.monotonic() - started < 60
             time.sleep(0.05)
         received.extend(batch.step for batch in batches)
 
     received, started = [], time.monotonic()
     error = fails(freeze, read=read, timeout=2, pin=pin)
     assert "no loader worker answered while the trainer waited for the batch of step " in error
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert all_end() == set()
     if not pin:
         assert received == [0, 1, 2]

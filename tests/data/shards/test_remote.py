@@ -212,11 +212,11 @@ def test_processes_share_a_cache(shard_root: Path, server: Server, tmp_path: Pat
 
 def test_the_process_ends_with_the_block(server: Server, tmp_path: Path):
     opened = open_remote(server, tmp_path)
-    server.seconds = 5
+    server.seconds = 60
     started = time.monotonic()
     with opened.prefetch(evaluation_keys(24, 5, 0, 1)):
         until(lambda: sum(downloads(server)) > 0)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 30
 
 
 def test_shards_come_without_being_read_and_a_server_that_fails_leaves_the_message_to_who_reads(
