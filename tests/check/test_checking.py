@@ -259,8 +259,7 @@ def test_the_slower_of_step_and_loader_gives_the_pace():
     _, plan = planned()
     assert step_seconds(plan, Speeds(STEP, 0)) == STEP
     assert step_seconds(plan, Speeds(STEP, 0, loader=Spread(4096.0, 2048.0, 8192.0))) == STEP
-    slow = step_seconds(plan, Speeds(STEP, 0, loader=Spread(256.0, 128.0, 1024.0)))
-    assert slow == (4.0, 1.5, 8.0)
+    assert step_seconds(plan, Speeds(STEP, 0, loader=Spread(256.0, 128.0, 1024.0))) == (4.0, 1.5, 8.0)
 
 
 def test_time_and_price_of_a_run():

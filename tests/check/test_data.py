@@ -100,8 +100,7 @@ def test_many_odd_images_are_a_warning_and_few_are_not(kind, fix):
 
 @pytest.mark.parametrize("verdict", ["warning", "failure"])
 def test_one_bad_image_has_the_verdict_of_the_recipe(verdict):
-    found = looks(GOOD, KINDS["bad"])
-    files, images = judge_images("training", found, 2, verdict)
+    files, images = judge_images("training", looks(GOOD, KINDS["bad"]), 2, verdict)
     assert (files.verdict, images.verdict) == (verdict, "ok")
     assert "2 of 2 images looked at, 1 cannot be used:\nimage 1 is no JPEG" in files.measured
     assert [finding.name for finding in judge_images("training", looks(GOOD), 1, verdict)] == ["training images"]

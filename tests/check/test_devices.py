@@ -160,8 +160,7 @@ def test_clocks_are_compared_with_that_of_rank_0():
 def test_versions_of_ranks_that_differ(change, verdict):
     own = describe_environment(World()) | {"git_commit": "0123", "cuda": "13.0"}
     packages = own["packages"] | change.get("packages", {})
-    other = own | change | {"packages": packages, "host": "elsewhere"}
-    finding = judge_versions([own, own, other])
+    finding = judge_versions([own, own, own | change | {"packages": packages, "host": "elsewhere"}])
     assert finding.verdict == verdict
     if verdict != "ok":
         key = next(iter(change.get("packages", change)))

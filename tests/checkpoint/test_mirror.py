@@ -275,8 +275,7 @@ def test_old_ones_that_cannot_be_removed_are_reported_once_and_hide_no_outage(ma
 def test_a_checkpoint_that_is_removed_while_it_waits_is_dropped(make, tmp_path: Path, monkeypatch):
     """The attempts count nevertheless: the next failure is the third."""
     uploads, made = Uploads(monkeypatch), make().start()
-    failure = {"uploaded": False, "problem": "reset", "is_final": False}
-    uploads.results = [failure] * 4
+    uploads.results = [{"uploaded": False, "problem": "reset", "is_final": False}] * 4
     path = save(tmp_path, 1)
     made.add(path)
     uploads.may_end.release(2)

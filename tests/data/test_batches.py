@@ -201,8 +201,7 @@ def test_a_bad_image_is_replaced_by_one_of_its_class(copied: Reader, kind: str, 
 @pytest.mark.parametrize("fast", DECODERS)
 def test_replacements_that_are_bad_too_are_skipped(copied: Reader, fast: bool):
     spoil("empty", copied, *(index for index in range(8, 16) if index != 12))
-    replaced = make(copied, [8, 9, 10], fast).replaced
-    assert [one.replacement for one in replaced] == [copied.name(12)] * 3
+    assert [one.replacement for one in make(copied, [8, 9, 10], fast).replaced] == [copied.name(12)] * 3
     spoil("empty", copied, 12)
     with pytest.raises(DataError, match=f"{copied.name(9)} is empty.*no image of the class"):
         make(copied, [9], fast)

@@ -114,8 +114,7 @@ def test_any_number_of_workers_and_ranks_and_any_start(straight: list[Seen], set
 
 
 def test_another_seed_is_another_run(straight: list[Seen]):
-    other = run(seed=6)
-    assert all(one[3] != another[3] for one, another in zip(straight, other, strict=True))
+    assert all(one[3] != another[3] for one, another in zip(straight, run(seed=6), strict=True))
 
 
 class InTurn(TrainImages):
@@ -141,8 +140,7 @@ def test_draws_in_turn_give_another_run(other: dict[str, int]):
 
 @pytest.mark.parametrize("field", ["epoch", "indices", "copies"])
 def test_pixels_belong_to_epoch_image_and_copy_and_to_nothing_else(field: str):
-    order = Order(IMAGES, GLOBAL, MICRO, 5, REPEATS)
-    key = order.micro_batch(3, 1)
+    key = Order(IMAGES, GLOBAL, MICRO, 5, REPEATS).micro_batch(3, 1)
     elsewhere = key._replace(step=8, replica=3)
     once = source().make(key)
     assert torch.equal(source().make(elsewhere).images, once.images)

@@ -109,8 +109,7 @@ def test_copies_stay_together_also_in_another_class(root, cache):
 def test_small_classes(root, cache):
     """A class without a validation photo gives the lowest hash; the last photo of a class stays in training."""
     make(root, *MANY, "one/1.jpg", "two/1.jpg", "two/2.jpg", "same/1.jpg=7", "same/2.jpg=7")
-    low = {"val_share": 1e-9}
-    val = PhotoReader(root, "val", PhotoChoice(**low), cache)
+    val = PhotoReader(root, "val", PhotoChoice(val_share=1e-9), cache)
     assert val.classes == ("cat", "dog", "one", "same", "two")
     assert sorted(val.labels.tolist()) == [0, 1, 4]
     assert "classes without validation images: one, same" in "\n".join(val.notices)
@@ -163,8 +162,7 @@ def test_a_split_that_is_missing_is_an_error_with_the_fix(root, cache, place, sp
 
 def test_patterns_leave_out_files_and_folders(root, cache):
     make(root, "a/1.jpg", "a/1_copy.jpg", "a/drafts/2.jpg", "b/3.jpg", "b/4.JPG")
-    found = names(root, "all", cache, ignore=["*_copy*", "drafts", "b/4*"])
-    assert found == ["a/1.jpg", "b/3.jpg"]
+    assert names(root, "all", cache, ignore=["*_copy*", "drafts", "b/4*"]) == ["a/1.jpg", "b/3.jpg"]
     assert "entries of data.ignore match nothing (1), such as *.gif" in notices(root, cache, ignore=["*.gif"])
     assert notices(root, cache, ignore=["*.gif"], is_stored=True) == ""
 
@@ -194,8 +192,7 @@ def test_a_choice_changes_the_fingerprint_and_so_does_the_content(root, cache):
     (root / "a" / "2.jpg").write_bytes(photo(99))
     found.append(PhotoReader(root, "all", cache=cache).fingerprint)
     assert len(set(found)) == 5
-    copy = shutil.copytree(root, root.parent / "copy")
-    assert PhotoReader(copy, "all", cache=cache).fingerprint == found[-1]
+    assert PhotoReader(shutil.copytree(root, root.parent / "copy"), "all", cache=cache).fingerprint == found[-1]
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -244,8 +241,7 @@ def test_a_list_gives_paths_classes_and_splits(root, cache, monkeypatch):
     assert names(root / "list.csv", "train", cache, val_share=0.5) == ["x/1.jpg", "y/3.jpg"]
     val = PhotoReader(root / "list.csv", "val", cache=cache)
     assert [val.name(0), val.classes, val.read(0)] == ["x/2.jpg", ("a", "b"), (root / "x" / "2.jpg").read_bytes()]
-    test = PhotoReader(root / "list.csv", "test", cache=cache)
-    assert test.read(0) == (root / "4.jpg").read_bytes()
+    assert PhotoReader(root / "list.csv", "test", cache=cache).read(0) == (root / "4.jpg").read_bytes()
     monkeypatch.chdir("/")
     assert names(root / "list.csv", "test", cache) == [f"{root}/4.jpg"]
     (root / "x" / "2.jpg").unlink()
