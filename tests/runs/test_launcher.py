@@ -82,11 +82,12 @@ def test_a_failed_worker_ends_the_others(run_world, tmp_path, failing):
 
 
 FAILING = """
-import os, signal, sys, time
-rank = int(os.environ["RANK"])
-if rank == {failing}:
-    sys.exit(3)
+import os, pathlib, signal, sys, time
+rank, ready = int(os.environ["RANK"]), pathlib.Path(__file__).with_name("ready")
 if rank == 2:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-time.sleep(60)
+    ready.touch()
+while rank != {failing} or not ready.exists():
+    time.sleep(0.01)
+sys.exit(3)
 """

@@ -36,5 +36,4 @@ def test_weights_and_buffers_equal_torchs():
 
 
 def test_warmup_decay():
-    ema = Ema(net(), 0.99, warmup=True)
-    assert [ema.decay_at(step) for step in (0, 90, 10_000)] == [0.1, 91 / 100, 0.99]
+    assert [Ema(net(), 0.99, warmup=True).decay_at(step) for step in (0, 90, 10_000)] == [0.1, 91 / 100, 0.99]

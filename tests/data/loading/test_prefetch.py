@@ -23,8 +23,8 @@ BOXES = torch.tensor([[0, 0, 0, 0], [2, 3, 4, 5], [0, 0, 13, 9], [12, 8, 1, 1]])
 def batch(step: int = 0, size: int = 4) -> Batch:
     generator = torch.Generator().manual_seed(step)
     images = torch.randint(256, (size, 13, 9, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
-    flips = torch.arange(size) % 2 == 1
-    return Batch(images, torch.arange(size) + step, flips, torch.arange(size), step, 7)
+    indices = torch.arange(size)
+    return Batch(images, indices + step, indices % 2 == 1, indices, step, 7)
 
 
 def prefetched(batches: Iterator[Batch], **changed: object) -> Iterator[DeviceBatch]:
