@@ -78,9 +78,7 @@ def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[
     """Save a run at a step, resume from the checkpoint, and return the times up to the first step."""
     folder, console = RunFolder(output, world), Console(enabled=False)
     folder.path.mkdir()
-    with Run(loaded.recipe, None, world, console).saver(folder.checkpoints) as saver:
-        saver.save(step, asdict(Progress(step=step, evaluated=step)))
-        saver.finish()
+    _save(loaded, world, step, folder, console)
     times = [time.perf_counter()]
     saved = find_checkpoint(folder.checkpoints, "auto", world, console.print)
     assert saved
@@ -101,3 +99,10 @@ def _start(loaded: LoadedRecipe, world: World, step: int, output: Path) -> dict[
     read, *parts = (after - before for before, after in itertools.pairwise(times))
     named = dict(zip(("build", "restore", "batch"), parts, strict=True))
     return {"step": step, "seconds": sum(parts), "parts": named, "read_seconds": read}
+
+
+def _save(loaded: LoadedRecipe, world: World, step: int, folder: RunFolder, console: Console) -> None:
+    """Save a run at a step. The memory of the saved run is free afterwards."""
+    with Run(loaded.recipe, None, world, console).saver(folder.checkpoints) as saver:
+        saver.save(step, asdict(Progress(step=step, evaluated=step)))
+        saver.finish()
