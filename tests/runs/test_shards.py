@@ -36,7 +36,8 @@ def trained(train, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return train(tmp_path_factory.mktemp("trained") / "run", *WORDS, "--data", str(shards))
 
 
-@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("world", [1, 2])
 def test_a_server_trains_as_the_folder_does(trained: Path, server: Server, train, tmp_path: Path, world: int):
     """With an empty cache at first, and a full one then."""
     cache = ("--set", f"data.cache={tmp_path / 'cache'}")

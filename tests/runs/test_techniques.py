@@ -31,6 +31,7 @@ def checkpointed(train, tmp_path_factory):
     return train(tmp_path_factory.mktemp("checkpointed") / "run", *CHECKPOINTING)
 
 
+@pytest.mark.full
 def test_checkpointing_moves_no_loss_and_recalibration_only_the_last_statistics(checkpointed, train, tmp_path):
     plain = train(tmp_path / "run", *PLAIN)
     assert losses(checkpointed) == losses(plain)
