@@ -337,6 +337,7 @@ def answer(tmp_path, run_command):
     return answer
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("kind", "end"), [("checked", "begun"), ("plain", "hangs")])
 def test_a_fork_that_hangs_at_once_is_replaced(answer, kind, end):
     """Multiprocessing's own context is the control."""
